@@ -1,0 +1,1 @@
+"""The paper: from boxes to allowed classes to an uncertainty-aware loss."""

@@ -1,0 +1,73 @@
+"""Online bootstrapping: boxes become masks while the network trains.
+
+Inside a box the target moves from the box's class to what the teacher (the
+moving average of the network itself) sees there, as far as the teacher doubts
+the box's label:
+
+    soft:  t = c * onehot(box class) + (1 - c) * q
+    hard:  t = onehot(argmax q)
+
+with c the teacher's certainty and q its prediction restricted to the classes
+that the boxes allow. `none` keeps t = onehot(box class).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from boxseg_jax.losses import uncertainty
+
+KINDS = ("none", "hard", "soft")
+
+
+def allowed_prediction(logits, allowed):
+  """Softmax over the allowed classes alone.
+
+  Args:
+    logits: float32 [..., num_classes].
+    allowed: bool [..., num_classes], at least one True per pixel.
+
+  Returns:
+    float32 [..., num_classes], sums to 1, 0 where not allowed.
+  """
+  return jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
+
+
+def targets(kind, teacher_logits, teacher_sigma, boxes, *, strength):
+  """Targets inside boxes.
+
+  Args:
+    kind: "none", "hard" or "soft".
+    teacher_logits: float32 [batch, height, width, num_classes].
+    teacher_sigma: float32 [batch, height, width], >= 0.
+    boxes: losses.boxes.BoxLabels of the same images.
+    strength: float32 scalar in [0, 1], 0 before bootstrapping starts, 1 after its ramp.
+
+  Returns:
+    float32 [batch, height, width, num_classes] that sums to 1; no gradient flows
+    through it. Of use inside boxes only.
+  """
+  num_classes = teacher_logits.shape[-1]
+  of_box = jax.nn.one_hot(boxes.box_class, num_classes)
+  if kind == "none":
+    return of_box
+  q = allowed_prediction(teacher_logits, boxes.allowed)
+  if kind == "hard":
+    believed = jax.nn.one_hot(jnp.argmax(q, axis=-1), num_classes)
+  else:
+    c = uncertainty.certainty(teacher_sigma)[..., None]
+    believed = c * of_box + (1.0 - c) * q
+  return jax.lax.stop_gradient((1.0 - strength) * of_box + strength * believed)
+
+
+def strength_at(step, *, start, ramp):
+  """Share of the bootstrapped target at a step, as a linear ramp.
+
+  Args:
+    step: int32 scalar.
+    start: first step with bootstrapping.
+    ramp: number of steps from none to all of it, 0 = at once.
+
+  Returns:
+    float32 scalar in [0, 1].
+  """
+  return jnp.clip((step - start + 1) / max(ramp, 1), 0.0, 1.0)

@@ -1,0 +1,90 @@
+"""Boxes -> what they say about each pixel."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+class BoxLabels(NamedTuple):
+  """What the boxes of an image say about its pixels.
+
+  Attributes:
+    inside: bool [batch, height, width], inside at least one box that is no crowd.
+    crowd: bool [batch, height, width], inside a crowd box and no other.
+    box_class: int32 [batch, height, width], class of the smallest box, 0 outside.
+    allowed: bool [batch, height, width, num_classes], background and the classes
+      of all boxes over the pixel; background alone outside.
+  """
+
+  inside: jax.Array
+  crowd: jax.Array
+  box_class: jax.Array
+  allowed: jax.Array
+
+
+def _spans(boxes, canvas):
+  """Rows [batch, n, height] and columns [batch, n, width] whose centres lie in each box."""
+  height, width = canvas
+  ymin, xmin, ymax, xmax = jnp.split(boxes, 4, axis=-1)
+  row_centres = (jnp.arange(height) + 0.5) / height
+  column_centres = (jnp.arange(width) + 0.5) / width
+  rows = (row_centres >= ymin) & (row_centres < ymax)
+  columns = (column_centres >= xmin) & (column_centres < xmax)
+  return rows, columns
+
+
+def _cover(rows, columns, chosen):
+  """Pixels [batch, height, width] that at least one of the chosen [batch, n] boxes covers.
+
+  A matrix product instead of painting box after box: with hundreds of boxes an
+  image it costs next to nothing. Only "more than zero" is asked of the sums, so
+  rounding cannot matter.
+  """
+  weighted = (rows & chosen[..., None]).astype(jnp.float32)
+  return jnp.einsum("bnh,bnw->bhw", weighted, columns.astype(jnp.float32)) > 0
+
+
+def _smallest_box_class(boxes, box_classes, rows, columns, chosen, num_classes):
+  """Class of the smallest chosen box over each pixel, 0 where there is none."""
+  area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+  # One integer carries both the rank by area and the class, so that a plain
+  # minimum over the boxes gives the class of the smallest.
+  rank = jnp.argsort(jnp.argsort(area, axis=-1), axis=-1)
+  key = rank * num_classes + box_classes
+  none = boxes.shape[1] * num_classes  # larger than every key, and of class 0
+  covers = (rows & chosen[..., None])[:, :, :, None] & columns[:, :, None, :]
+  return jnp.where(covers, key[..., None, None], none).min(axis=1) % num_classes
+
+
+def box_labels(boxes, box_classes, box_is_crowd, *, canvas, num_classes) -> BoxLabels:
+  """Turns boxes into per-pixel labels.
+
+  A pixel belongs to a box if its centre does, the rule by which labels are
+  sampled too: so a tight box never leaves a pixel of its object outside.
+
+  Args:
+    boxes: float32 [batch, max_boxes, 4], (ymin, xmin, ymax, xmax) in [0, 1] of the canvas.
+    box_classes: int32 [batch, max_boxes], 0 = padding.
+    box_is_crowd: bool [batch, max_boxes].
+    canvas: (height, width) in pixels.
+    num_classes: number of classes with the background.
+
+  Returns:
+    BoxLabels at the canvas's resolution.
+  """
+  chex.assert_rank([boxes, box_classes, box_is_crowd], [3, 2, 2])
+  rows, columns = _spans(boxes, canvas)
+  real = (box_classes > 0) & ~box_is_crowd
+  covered = [
+    _cover(rows, columns, real & (box_classes == label)) for label in range(1, num_classes)
+  ]
+  inside = jnp.any(jnp.stack(covered), axis=0)
+  allowed = jnp.stack([jnp.ones_like(inside), *covered], axis=-1)
+  if num_classes == 2:  # one class: which box is the smallest makes no difference
+    box_class = inside.astype(jnp.int32)
+  else:
+    box_class = _smallest_box_class(boxes, box_classes, rows, columns, real, num_classes)
+  crowd = _cover(rows, columns, (box_classes > 0) & box_is_crowd) & ~inside
+  return BoxLabels(inside, crowd, box_class, allowed)

@@ -1,0 +1,273 @@
+"""The paper's formulas against hand numbers, exact integrals and finite differences."""
+
+import jax
+import jax.test_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, special, stats
+
+from boxseg_jax.batch import VOID
+from boxseg_jax.losses import bootstrap, objective, uncertainty
+from boxseg_jax.losses.boxes import box_labels
+
+CANVAS = (4, 6)
+
+
+def labels_of(boxes, classes, crowd=None, num_classes=3):
+  crowd = np.zeros(len(classes), bool) if crowd is None else np.asarray(crowd)
+  out = box_labels(
+    jnp.asarray([boxes], jnp.float32),
+    jnp.asarray([classes], jnp.int32),
+    jnp.asarray([crowd]),
+    canvas=CANVAS,
+    num_classes=num_classes,
+  )
+  return jax.tree.map(lambda x: np.asarray(x[0]), out)
+
+
+def in_pixels(ymin, xmin, ymax, xmax):
+  return (ymin / 4, xmin / 6, ymax / 4, xmax / 6)
+
+
+class TestBoxes:
+  def test_smaller_box_wins_and_both_are_allowed(self):
+    found = labels_of([in_pixels(0, 0, 4, 4), in_pixels(1, 1, 3, 3)], [1, 2])
+    expected = np.zeros(CANVAS, int)
+    expected[:, :4] = 1
+    expected[1:3, 1:3] = 2
+    np.testing.assert_array_equal(found.box_class, expected)
+    np.testing.assert_array_equal(found.inside, expected > 0)
+    np.testing.assert_array_equal(found.allowed[2, 2], [True, True, True])
+    np.testing.assert_array_equal(found.allowed[0, 0], [True, True, False])
+    np.testing.assert_array_equal(found.allowed[0, 5], [True, False, False])
+
+  def test_order_of_boxes_makes_no_difference(self):
+    boxes, classes = (
+      [in_pixels(0, 0, 4, 4), in_pixels(1, 1, 3, 3), in_pixels(0, 3, 2, 6)],
+      [1, 2, 1],
+    )
+    one = labels_of(boxes, classes)
+    other = labels_of(boxes[::-1], classes[::-1])
+    for a, b in zip(one, other, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+  def test_padding_covers_nothing(self):
+    found = labels_of([in_pixels(0, 0, 4, 6)], [0])
+    assert not found.inside.any() and not found.box_class.any()
+
+  def test_crowd_gives_way_to_a_box(self):
+    found = labels_of([in_pixels(0, 0, 4, 4), in_pixels(0, 0, 4, 2)], [1, 1], crowd=[True, False])
+    assert found.inside[:, :2].all() and not found.inside[:, 2:].any()
+    assert found.crowd[:, 2:4].all() and not found.crowd[:, :2].any()
+
+  @pytest.mark.parametrize("num_classes", [2, 4])
+  def test_against_painting_box_after_box(self, num_classes):
+    rng = np.random.default_rng(num_classes)
+    low = rng.uniform(0, 0.9, (30, 2))
+    high = low + rng.uniform(0.01, 0.5, (30, 2))
+    boxes = np.concatenate([low, high], axis=1).astype(np.float32)
+    classes = rng.integers(1, num_classes, 30)
+    found = labels_of(boxes, classes, num_classes=num_classes)
+    rows, columns = (np.arange(4) + 0.5) / 4, (np.arange(6) + 0.5) / 6
+    painted = np.zeros(CANVAS, int)
+    allowed = np.zeros((*CANVAS, num_classes), bool)
+    allowed[..., 0] = True
+    for i in np.argsort(-(high - low).prod(axis=1), kind="stable"):
+      y = (rows >= boxes[i, 0]) & (rows < boxes[i, 2])
+      x = (columns >= boxes[i, 1]) & (columns < boxes[i, 3])
+      painted[np.ix_(y, x)] = classes[i]
+      allowed[..., classes[i]] |= y[:, None] & x[None, :]
+    np.testing.assert_array_equal(found.box_class, painted)
+    np.testing.assert_array_equal(found.allowed, allowed)
+
+
+class TestUncertainty:
+  @pytest.mark.parametrize("mu", [-4.0, -1.0, 0.0, 0.5, 3.0])
+  @pytest.mark.parametrize("sigma", [0.0, 0.5, 1.0, 3.0, 10.0])
+  def test_expected_probability_is_near_the_exact_integral(self, mu, sigma):
+    def integrand(z):
+      return special.expit(mu + sigma * z) * stats.norm.pdf(z)
+
+    exact, _ = integrate.quad(integrand, -12, 12, limit=200)
+    logits = uncertainty.class_logits(jnp.array([mu]))
+    p = jax.nn.softmax(uncertainty.expected_logits(logits, jnp.array(sigma)))[1]
+    # MacKay's approximation itself is off by at most 0.02.
+    assert abs(float(p) - exact) < 0.02
+    if sigma == 0 or mu == 0:
+      assert abs(float(p) - exact) < 1e-6
+
+  def test_expected_probability_is_near_monte_carlo_for_two_classes(self):
+    draws = np.random.default_rng(0).normal(1.2, 2.0, 400_000)
+    p = jax.nn.sigmoid(1.2 * uncertainty.certainty(jnp.array(2.0)))
+    assert abs(float(p) - special.expit(draws).mean()) < 0.01
+
+  def test_kappa_by_hand(self):
+    np.testing.assert_allclose(
+      uncertainty.kappa(jnp.array([0.0, np.sqrt(8 / np.pi)])), [1, np.sqrt(2)], rtol=1e-6
+    )
+    np.testing.assert_allclose(uncertainty.certainty(jnp.array(0.0)), 1.0)
+
+  def test_binary_and_two_class_forms_agree(self):
+    mu = jnp.array([[-2.0], [0.3], [5.0]])
+    probability = jax.nn.softmax(uncertainty.class_logits(mu))[:, 1]
+    np.testing.assert_allclose(probability, special.expit(mu[:, 0]), rtol=1e-6)
+
+  def test_sigma_lowers_the_loss_where_the_label_is_wrong_and_raises_it_where_right(self):
+    target = jnp.array([0.0, 1.0])
+
+    def loss(sigma, mu):
+      logits = uncertainty.class_logits(jnp.array([mu]))
+      return uncertainty.cross_entropy(uncertainty.expected_logits(logits, sigma), target)
+
+    assert jax.grad(loss)(1.0, -3.0) < 0 < jax.grad(loss)(1.0, 3.0)
+
+  def test_pull_on_mu_fades_as_one_over_kappa(self):
+    def loss(mu, sigma):
+      logits = uncertainty.class_logits(mu[None])
+      return uncertainty.cross_entropy(
+        uncertainty.expected_logits(logits, sigma), jnp.array([0.0, 1.0])
+      )
+
+    at_zero = jnp.array(0.0)
+    pulls = [float(jax.grad(loss)(at_zero, jnp.array(s))) for s in (0.0, 3.0)]
+    np.testing.assert_allclose(pulls[1] / pulls[0], 1 / uncertainty.kappa(3.0), rtol=1e-5)
+
+
+class TestBootstrap:
+  boxes = staticmethod(
+    lambda: jax.tree.map(lambda x: x[None], labels_of([in_pixels(0, 0, 4, 3)], [2]))
+  )
+
+  def test_soft_target_by_hand(self):
+    logits = jnp.zeros((1, *CANVAS, 3)).at[..., 1].set(9.0)  # class 1 is not allowed
+    sigma = jnp.full((1, *CANVAS), np.sqrt(3 * 8 / np.pi))  # kappa = 2, certainty 1/2
+    target = bootstrap.targets("soft", logits, sigma, self.boxes(), strength=1.0)
+    np.testing.assert_allclose(target[0, 0, 0], [0.25, 0.0, 0.75], atol=1e-6)
+
+  def test_strength_fades_in(self):
+    logits = jnp.zeros((1, *CANVAS, 3)).at[..., 0].set(50.0)
+    sigma = jnp.full((1, *CANVAS), 1e6)
+    half = bootstrap.targets("soft", logits, sigma, self.boxes(), strength=0.5)
+    np.testing.assert_allclose(half[0, 0, 0], [0.5, 0.0, 0.5], atol=1e-4)
+
+  def test_hard_target_is_the_best_allowed_class(self):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, *CANVAS, 3)), jnp.float32)
+    target = bootstrap.targets("hard", logits, jnp.ones((1, *CANVAS)), self.boxes(), strength=1.0)
+    expected = np.where(logits[0, :, :3, 0] > logits[0, :, :3, 2], 0, 2)
+    np.testing.assert_array_equal(np.argmax(target[0, :, :3], axis=-1), expected)
+    assert set(np.unique(target)) == {0.0, 1.0}
+
+  def test_no_gradient_through_the_target(self):
+    def total(logits):
+      return bootstrap.targets("soft", logits, jnp.ones((1, *CANVAS)), self.boxes(), strength=1.0)[
+        ..., 0
+      ].sum()
+
+    assert not np.any(jax.grad(total)(jnp.ones((1, *CANVAS, 3))))
+
+  @pytest.mark.parametrize(
+    ("step", "expected"), [(9, 0.0), (10, 0.25), (12, 0.75), (13, 1.0), (99, 1.0)]
+  )
+  def test_ramp(self, step, expected):
+    assert float(bootstrap.strength_at(jnp.array(step), start=10, ramp=4)) == expected
+
+
+def a_batch(num_classes=3, seed=0):
+  """Two images: the first with a mask, the second with boxes, one of them a crowd."""
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(0, num_classes, (2, *CANVAS))
+  labels[0, 0, :2] = VOID
+  labels[1] = VOID
+  boxes = np.zeros((2, 2, 4), np.float32)
+  boxes[1] = [in_pixels(0, 0, 2, 2), in_pixels(2, 4, 4, 6)]
+  visible = np.ones((2, *CANVAS), bool)
+  visible[:, 3] = False
+  return {
+    "labels": jnp.asarray(labels, jnp.int32),
+    "boxes": jnp.asarray(boxes),
+    "box_classes": jnp.asarray([[0, 0], [1, 1]], jnp.int32),
+    "box_is_crowd": jnp.asarray([[False, False], [False, True]]),
+    "has_mask": jnp.asarray([True, False]),
+    "valid": jnp.asarray([True, True]),
+    "visible": jnp.asarray(visible),
+  }
+
+
+def run_objective(batch, logits, sigma, *, uncertain=True, weights=(1.0, 1.0, 1.0)):
+  boxes = objective.read_boxes(batch, 3)
+  target = jax.nn.one_hot(boxes.box_class, 3)
+  return objective.objective(
+    logits, sigma, batch, boxes, target, uncertain=uncertain, class_weights=jnp.array(weights)
+  )
+
+
+class TestObjective:
+  rng = np.random.default_rng(5)
+  logits = jnp.asarray(rng.normal(size=(2, *CANVAS, 3)), jnp.float32)
+  sigma = jnp.asarray(rng.uniform(0.5, 4, (2, *CANVAS)), jnp.float32)
+
+  def test_against_pixel_by_pixel_sums(self):
+    batch, weights = a_batch(), np.array([1.0, 2.0, 3.0])
+    expected = {"loss_mask": 0.0, "loss_outside": 0.0, "loss_box": 0.0, "weight": 0.0}
+    for image, row, column in np.ndindex(2, *CANVAS):
+      mu, s = np.array(self.logits[image, row, column]), float(self.sigma[image, row, column])
+      if row == 3:  # shows no image
+        continue
+      if image == 0:
+        term, label = "loss_mask", int(batch["labels"][0, row, column])
+        if label == VOID:
+          continue
+      elif row < 2 and column < 2:
+        term, label, mu = "loss_box", 1, mu / np.sqrt(1 + np.pi * s * s / 8)
+      elif row >= 2 and column >= 4:  # crowd
+        continue
+      else:
+        term, label = "loss_outside", 0
+      expected[term] -= weights[label] * special.log_softmax(mu)[label]
+      expected["weight"] += weights[label]
+    total, sums = run_objective(batch, self.logits, self.sigma, weights=weights)
+    for name, value in expected.items():
+      np.testing.assert_allclose(sums[name], value, rtol=1e-5)
+    np.testing.assert_allclose(
+      total, sum(v for k, v in expected.items() if k != "weight"), rtol=1e-5
+    )
+
+  def test_sigma_learns_inside_boxes_only(self):
+    gradient = jax.grad(lambda s: run_objective(a_batch(), self.logits, s)[0])(self.sigma)
+    touched = np.asarray(gradient) != 0
+    expected = np.zeros((2, *CANVAS), bool)
+    expected[1, :2, :2] = True
+    np.testing.assert_array_equal(touched, expected)
+
+  def test_boxes_at_their_word_do_not_know_sigma(self):
+    one, _ = run_objective(a_batch(), self.logits, self.sigma, uncertain=False)
+    other, _ = run_objective(a_batch(), self.logits, 5 * self.sigma, uncertain=False)
+    assert one == other
+    assert one != run_objective(a_batch(), self.logits, self.sigma)[0]
+
+  def test_padding_examples_count_nowhere(self):
+    batch = a_batch() | {"valid": jnp.asarray([True, False])}
+    _, sums = run_objective(batch, self.logits, self.sigma)
+    assert sums["loss_box"] == 0 and sums["loss_outside"] == 0 and sums["loss_mask"] > 0
+
+  def test_jit_equals_eager(self):
+    eager = run_objective(a_batch(), self.logits, self.sigma)
+    compiled = jax.jit(run_objective)(a_batch(), self.logits, self.sigma)
+    np.testing.assert_allclose(eager[0], compiled[0], rtol=1e-6)
+
+  def test_gradient_equals_finite_differences(self):
+    def total(logits, sigma):
+      return run_objective(a_batch(), logits, sigma)[0]
+
+    jax.test_util.check_grads(
+      total, (self.logits, self.sigma), order=1, modes=["rev"], eps=1e-2, rtol=2e-2
+    )
+
+  def test_extreme_values_give_finite_gradients(self):
+    for scale, sigma in [(1e4, 0.0), (1e4, 1e6), (0.0, 1e6)]:
+      grads = jax.grad(lambda l, s: run_objective(a_batch(), l, s)[0], argnums=(0, 1))(
+        scale * self.logits, jnp.full_like(self.sigma, sigma)
+      )
+      assert all(np.isfinite(g).all() for g in grads)
+      assert np.abs(grads[0]).max() <= 1.0 + 1e-6  # softmax minus target
