@@ -1,8 +1,8 @@
 """The paper's formulas against hand numbers, exact integrals and finite differences."""
 
 import jax
-import jax.test_util
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 from scipy import integrate, special, stats

@@ -1,0 +1,261 @@
+"""The complete default configuration: every key, with what it means.
+
+The defaults are the embedded data set `shapes`. A config file edits them:
+
+    from boxseg_jax import config as defaults
+
+    def get_config(variant=""):
+      config = defaults.get_config()
+      config.data.source = "coco"
+      return config
+
+Every key can be set on the command line: `--config.train.num_steps=1000`.
+"""
+
+import json
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from boxseg_jax.errors import InputError
+
+
+def get_config() -> ConfigDict:
+  """The default configuration, locked: a key that is not listed here is refused."""
+  return ConfigDict(
+    {
+      # What is trained on: "uncertainty" (the method), or, to compare with it under
+      # otherwise equal conditions, "full" (all masks), "masks_only" (box images
+      # unused), "boxes_as_masks" (boxes filled with their class).
+      "arm": "uncertainty",
+      # Draws the initial parameters, the order of the data and the augmentation.
+      "seed": 0,
+      "data": _data(),
+      "augment": _augment(),
+      "model": _model(),
+      "loss": _loss(),
+      "optimizer": _optimizer(),
+      "train": _train(),
+      "eval": {
+        # Global batch of the evaluation.
+        "batch_size": 8,
+        # Also measure the bootstrapped masks of this many box images whose masks
+        # are known (they are never learned from); 0 = skip, -1 = all.
+        "box_images": 64,
+        # Number of images in the picture that each evaluation writes.
+        "pictures": 6,
+      },
+      "parallel": {
+        # "pmap" or "jit" (jit of shard_map on a mesh): the same numbers.
+        "kind": "pmap",
+      },
+      "study": {
+        # --mode=study trains every arm below, once for each mask fraction (arms whose
+        # result depends on it) and seed.
+        "arms": ("masks_only", "boxes_as_masks", "uncertainty", "full"),
+        # Mask fractions; empty = data.mask_fraction alone.
+        "mask_fractions": (),
+        # Seeds (config.seed and data.split_seed); empty = config.seed alone.
+        "seeds": (),
+      },
+    }
+  ).lock()
+
+
+def _data():
+  return {
+    # "shapes" (embedded), "coco" (instances json), "labels" (index PNGs and a
+    # boxes json), "tfds".
+    "source": "shapes",
+    # Folder of the data set, with one folder per split (coco, labels); data_dir of
+    # TensorFlow Datasets (tfds), empty = its default.
+    "root": "",
+    # Name of the set in TensorFlow Datasets.
+    "tfds_name": "oxford_iiit_pet",
+    "train_split": "train",
+    "eval_split": "test",
+    # Names of the classes, background first: class id = position.
+    "class_names": ("background", "star", "crescent", "triangle"),
+    # (height, width) that images are fitted to, in pixels.
+    "canvas": (96, 96),
+    # Box slots per image; 0 = as many as the fullest image needs.
+    "max_boxes": 0,
+    # Share of the images whose masks may be learned from.
+    "mask_fraction": 0.05,
+    # Draws which images those are.
+    "split_seed": 0,
+    # Read that choice from a file written by an earlier run instead.
+    "split_file": "",
+    # Global batch, over all devices.
+    "batch_size": 8,
+    # Mask images in each batch; -1 = in proportion, but at least one.
+    "mask_images_per_batch": 2,
+    # "tf" (tf.data), "numpy" (threads, no TensorFlow), "auto" = tf where installed.
+    # Both give the same batches.
+    "pipeline": "auto",
+    # Threads that read and decode.
+    "workers": 4,
+    # Keep decoded images in memory (canvas size, 8 bits).
+    "cache": True,
+    # What a broken image or annotation does: "stop", or "skip" (counted and listed).
+    "on_bad_image": "stop",
+    # Skipping stops above this share of broken images.
+    "max_bad_fraction": 0.01,
+    # The embedded data set.
+    "shapes": {"num_train": 400, "num_eval": 100, "seed": 0},
+  }
+
+
+def _augment():
+  return {
+    # Random scale, log-uniform in this range; 1 = the image fits the canvas.
+    "scale": (0.5, 2.0),
+    # Largest rotation to either side, degrees.
+    "rotation_degrees": 5.0,
+    # Probability of a horizontal flip.
+    "flip": 0.5,
+    # Largest change of brightness (added, image in [0, 1]), of contrast and
+    # saturation (relative), of hue (turns).
+    "brightness": 0.2,
+    "contrast": 0.2,
+    "saturation": 0.2,
+    "hue": 0.02,
+  }
+
+
+def _model():
+  return {
+    # "unet", "erfnet" or "deeplabv3plus".
+    "name": "unet",
+    "encoder": {
+      # unet: "conv", "resnet18", "resnet34", "resnet50", "efficientnet_lite0";
+      # deeplabv3plus: "resnet50", "resnet101"; erfnet has its own.
+      "name": "conv",
+      # Pretrained encoder: a safetensors file under torchvision's or timm's names, or
+      # hf://owner/repository/file; empty = from scratch.
+      "weights": "",
+    },
+    # Channels of the first level (encoder "conv").
+    "width": 16,
+    # Stride of the deepest features (deeplabv3plus): 16 or 8.
+    "output_stride": 16,
+    # "batch" (synchronised over devices) or "group".
+    "norm": "batch",
+    # Compute: "float32" or "bfloat16". Parameters, logits and loss are float32.
+    "dtype": "float32",
+  }
+
+
+def _loss():
+  return {
+    # Boxes -> masks while training: "soft", "hard" or "none" (arm "uncertainty").
+    "bootstrap": "soft",
+    # Where bootstrapping starts, and how long it takes to come in fully; shares of
+    # train.num_steps.
+    "bootstrap_start": 0.3,
+    "bootstrap_ramp": 0.1,
+    # One weight per class; () = all 1; ("auto",) = by the inverse square root of
+    # the classes' frequency.
+    "class_weights": (),
+  }
+
+
+def _optimizer():
+  return {
+    # "adamw" or "sgd".
+    "name": "adamw",
+    "learning_rate": 2e-3,
+    # The encoder's share of the learning rate (for pretrained encoders).
+    "encoder_rate": 1.0,
+    # Decoupled weight decay of kernels (biases and norms have none).
+    "weight_decay": 1e-4,
+    # Momentum (sgd).
+    "momentum": 0.9,
+    # "cosine" or "poly" (power 0.9) to 0 after a linear warm-up.
+    "schedule": "cosine",
+    # Share of train.num_steps.
+    "warmup": 0.05,
+    # Largest norm of the gradient; 0 = no clipping.
+    "clip_norm": 1.0,
+    # Micro-batches per step, to fit a large batch into little memory. Batch
+    # statistics are those of a micro-batch.
+    "accumulate": 1,
+  }
+
+
+def _train():
+  return {
+    "num_steps": 350,
+    # Moving average of the parameters: the teacher of bootstrapping, and what is
+    # evaluated and saved for use. The decay at step t is min(ema_decay, (1 + t) / (10 + t)).
+    "ema_decay": 0.99,
+    # Steps between lines of the log, evaluations and checkpoints. Each 0 = at the end alone.
+    "log_every": 25,
+    "eval_every": 0,
+    "checkpoint_every": 100,
+    # Checkpoints kept: the newest, and the best one by `best_metric`.
+    "keep_checkpoints": 2,
+    "best_metric": "foreground_iou",
+  }
+
+
+class Arm(NamedTuple):
+  """What an arm of a comparison fixes; everything else stays as configured.
+
+  Attributes:
+    all_masks: every mask may be learned from, whatever data.mask_fraction says.
+    box_images: whether images without a mask are used at all.
+    uncertain: whether boxes are taken with the uncertainty loss.
+    bootstrap: the kind of bootstrapping.
+  """
+
+  all_masks: bool
+  box_images: bool
+  uncertain: bool
+  bootstrap: str
+
+
+def arm(config: ConfigDict) -> Arm:
+  """Resolves `config.arm`.
+
+  Raises:
+    InputError: unknown arm.
+  """
+  arms = {
+    "full": Arm(all_masks=True, box_images=False, uncertain=False, bootstrap="none"),
+    "masks_only": Arm(all_masks=False, box_images=False, uncertain=False, bootstrap="none"),
+    "boxes_as_masks": Arm(all_masks=False, box_images=True, uncertain=False, bootstrap="none"),
+    "uncertainty": Arm(
+      all_masks=False, box_images=True, uncertain=True, bootstrap=config.loss.bootstrap
+    ),
+  }
+  if config.arm not in arms:
+    raise InputError(f"config.arm is {config.arm!r}, but must be one of {sorted(arms)}")
+  return arms[config.arm]
+
+
+def flatten(config: ConfigDict) -> dict:
+  """Dotted key -> value, with tuples as lists: what is written beside a checkpoint."""
+  flat = {}
+  for key, value in json.loads(config.to_json_best_effort()).items():
+    _flatten_into(flat, key, value)
+  return flat
+
+
+def _flatten_into(flat, key, value):
+  if isinstance(value, dict):
+    for name, inner in value.items():
+      _flatten_into(flat, f"{key}.{name}", inner)
+  else:
+    flat[key] = value
+
+
+def differences(old: dict, new: dict) -> list[str]:
+  """Lines "key: old -> new" for each key in which two flat configs differ."""
+  absent = "(absent)"
+  keys = sorted(old.keys() | new.keys())
+  return [
+    f"{key}: {old.get(key, absent)!r} -> {new.get(key, absent)!r}"
+    for key in keys
+    if old.get(key, absent) != new.get(key, absent)
+  ]

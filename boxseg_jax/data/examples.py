@@ -1,0 +1,195 @@
+"""Record -> example of the batch contract: the one reader that every feed uses."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from boxseg_jax.batch import VOID, padding_example
+from boxseg_jax.data.records import Record
+
+
+def fitted_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+  """Largest size of the same aspect that fits the canvas, in whole pixels.
+
+  Args:
+    size: (height, width) of the image in pixels.
+    canvas: (height, width) of the canvas in pixels.
+
+  Returns:
+    (height, width), each at least 1; one of them is the canvas's.
+  """
+  scale = min(canvas[0] / size[0], canvas[1] / size[1])
+  height, width = (
+    min(max(round(side * scale), 1), limit) for side, limit in zip(size, canvas, strict=True)
+  )
+  return height, width
+
+
+def fit_image(image: np.ndarray, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+  """Scales an image to fit the canvas and lays it at the top left.
+
+  Args:
+    image: uint8 [height, width, 3], RGB.
+    canvas: (height, width) in pixels.
+
+  Returns:
+    uint8 [*canvas, 3], black beyond the image; and its extent float32 [2], the
+    (height, width) share of the canvas that it covers.
+  """
+  size = fitted_size(image.shape[:2], canvas)
+  fitted = np.zeros((*canvas, 3), np.uint8)
+  fitted[: size[0], : size[1]] = _resized(image, size, Image.Resampling.BILINEAR)
+  return fitted, (np.array(size) / np.array(canvas)).astype(np.float32)
+
+
+def fit_labels(labels: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+  """Does to a label map what `fit_image` does to its image, without mixing classes.
+
+  Args:
+    labels: uint8 [height, width], class ids.
+    canvas: (height, width) in pixels.
+
+  Returns:
+    uint8 [*canvas], 255 beyond the image.
+  """
+  size = fitted_size(labels.shape, canvas)
+  fitted = np.full(canvas, VOID, np.uint8)
+  fitted[: size[0], : size[1]] = _resized(labels, size, Image.Resampling.NEAREST)
+  return fitted
+
+
+class ExampleReader:
+  """Reads examples by their position in the split's records.
+
+  Safe to call from several threads at once.
+
+  Attributes:
+    records: the records, by position.
+    canvas: (height, width) of every example, in pixels.
+    max_boxes: box slots of every example.
+  """
+
+  def __init__(
+    self,
+    records: Sequence[Record],
+    canvas: tuple[int, int],
+    max_boxes: int,
+    hide_labels: np.ndarray,
+    cache: bool,
+  ):
+    """Binds the reader; nothing is read yet.
+
+    Args:
+      records: the records.
+      canvas: (height, width) in pixels.
+      max_boxes: box slots; no record may have more boxes (`records.max_boxes`).
+      hide_labels: bool [records], True for box images: their masks are not even
+        opened for training.
+      cache: keep decoded canvases in memory, 4 bytes per pixel and image.
+    """
+    if len(hide_labels) != len(records):
+      raise ValueError(f"{len(hide_labels)} flags for {len(records)} records")
+    self.records = list(records)
+    self.canvas = (int(canvas[0]), int(canvas[1]))
+    self.max_boxes = max_boxes
+    self._hide_labels = np.array(hide_labels, bool)
+    self._cache = cache
+    self._images = {}
+    self._labels = {}
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __call__(self, index: int) -> dict[str, np.ndarray]:
+    """Reads an example for training.
+
+    Args:
+      index: position of the record.
+
+    Returns:
+      One example of the batch contract, without batch axis. Arrays may be shared
+      with the cache and are then read-only.
+
+    Raises:
+      InputError: a file is missing or unreadable.
+    """
+    show = self.records[index].read_labels is not None and not self._hide_labels[index]
+    return self._example(index, self._canvas_labels(index) if show else None)
+
+  def evaluation(self, index: int) -> dict[str, np.ndarray]:
+    """Reads an example for evaluation: true labels, whatever training may see.
+
+    Args:
+      index: position of the record.
+
+    Returns:
+      One example of the batch contract with `full_labels` int32 [height, width] at
+      the image's own size, not padded yet, and `full_size` int32 [2]. All labels
+      are 255 and `has_mask` is False where no mask is known.
+
+    Raises:
+      InputError: a file is missing or unreadable.
+    """
+    record = self.records[index]
+    known = record.read_labels is not None
+    full = record.read_labels() if known else np.full(record.size, VOID, np.uint8)
+    example = self._example(index, fit_labels(full, self.canvas) if known else None)
+    return example | {
+      "full_labels": full.astype(np.int32),
+      "full_size": np.array(full.shape, np.int32),
+    }
+
+  def _example(self, index: int, labels: np.ndarray | None) -> dict[str, np.ndarray]:
+    record = self.records[index]
+    boxes = len(record.boxes)
+    image, extent = self._canvas_image(index)
+    example = padding_example((0, 0), self.max_boxes)
+    example["boxes"][:boxes] = record.boxes
+    example["box_classes"][:boxes] = record.box_classes
+    example["box_is_crowd"][:boxes] = record.box_is_crowd
+    known = labels is not None
+    return example | {
+      "image": image,
+      "labels": labels.astype(np.int32) if known else np.full(self.canvas, VOID, np.int32),
+      "has_mask": np.array(known),
+      "valid": np.array(True),
+      "extent": extent,
+      "image_id": np.array(index, np.int32),
+    }
+
+  def _canvas_image(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    return self._remembered(self._images, index, self._read_canvas_image)
+
+  def _canvas_labels(self, index: int) -> np.ndarray:
+    return self._remembered(self._labels, index, self._read_canvas_labels)
+
+  def _read_canvas_image(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    record = self.records[index]
+    if record.read_reduced is None:
+      return fit_image(record.read_image(), self.canvas)
+    # Twice the size that is needed: the decoder's own averaging is a plain one, and
+    # the filter of the last factor of two hides it.
+    height, width = fitted_size(record.size, self.canvas)
+    return fit_image(record.read_reduced((2 * height, 2 * width)), self.canvas)
+
+  def _read_canvas_labels(self, index: int) -> np.ndarray:
+    return fit_labels(self.records[index].read_labels(), self.canvas)
+
+  def _remembered(self, store, index, read):
+    # Two threads may read the same image at once; both get equal arrays, and the
+    # dict takes either, so no lock is needed.
+    if index in store:
+      return store[index]
+    value = read(index)
+    if self._cache:
+      for array in value if isinstance(value, tuple) else (value,):
+        array.flags.writeable = False
+      store[index] = value
+    return value
+
+
+def _resized(array: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
+  if array.shape[:2] == size:
+    return array
+  return np.asarray(Image.fromarray(array).resize(size[::-1], method))

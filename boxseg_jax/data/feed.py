@@ -1,0 +1,240 @@
+"""Examples -> batches, for training and for evaluation.
+
+Training has two feeds with equal batches, bit for bit: tf.data, and threads where
+TensorFlow is absent. Both only call the reader, so nothing in them can differ.
+"""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from boxseg_jax.batch import VOID, padding_example
+from boxseg_jax.data.examples import ExampleReader
+from boxseg_jax.errors import InputError
+
+_AHEAD = 2  # batches that are ready or in work beyond the one in use
+_BUCKET = 128  # pixels; label sizes are rounded up to multiples of it in evaluation
+
+
+def training_batches(
+  reader: Callable[[int], dict[str, np.ndarray]],
+  batch_at: Callable[[int], np.ndarray],
+  *,
+  start_step: int,
+  num_steps: int,
+  process_index: int,
+  process_count: int,
+  workers: int,
+  pipeline: str,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields this process's part of the batches of num_steps steps from start_step on.
+
+  Args:
+    reader: position of a record -> example; called from several threads.
+    batch_at: step -> int [batch_size], positions of the global batch.
+    start_step: the first step to yield.
+    num_steps: how many batches to yield.
+    process_index: this process, in [0, process_count).
+    process_count: processes among which the global batch is divided in equal,
+      contiguous parts; this one gets [p * local : (p + 1) * local].
+    workers: threads that read.
+    pipeline: "tf", "numpy", or "auto" = "tf" where TensorFlow is installed.
+
+  Yields:
+    Batches of the training contract with `batch` = batch_size / process_count.
+
+  Raises:
+    InputError: an unknown pipeline, "tf" without TensorFlow, a batch that cannot be
+      divided, or whatever the reader raises.
+  """
+  feeds = {"tf": _tf_batches, "numpy": _numpy_batches}
+  pipeline = _pipeline(pipeline)
+  if num_steps <= 0:
+    return iter(())
+  local = local_batch_size(len(batch_at(start_step)), process_count)
+  mine = slice(process_index * local, (process_index + 1) * local)
+  steps = range(start_step, start_step + num_steps)
+  return feeds[pipeline](reader, lambda step: batch_at(step)[mine], steps, local, workers)
+
+
+def evaluation_batches(
+  reader: ExampleReader,
+  *,
+  batch_size: int,
+  process_index: int,
+  process_count: int,
+  workers: int = 2,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields this process's part of batches that hold every record once.
+
+  Records are grouped by the size of their labels, rounded up to multiples of 128
+  pixels, so that few shapes have to be compiled. Number and shapes of the batches
+  are the same on every process.
+
+  Args:
+    reader: the reader.
+    batch_size: images in the global batch.
+    process_index: this process, in [0, process_count).
+    process_count: processes among which the global batch is divided.
+    workers: threads that read ahead.
+
+  Yields:
+    Batches of the evaluation contract with `batch` = batch_size / process_count;
+    where records run out, padding with `valid` False.
+
+  Raises:
+    InputError: a batch that cannot be divided, or whatever the reader raises.
+  """
+  local = local_batch_size(batch_size, process_count)
+  mine = slice(process_index * local, (process_index + 1) * local)
+
+  def read(planned):
+    full_size, indices = planned
+    return _stack([_evaluation_example(reader, index, full_size) for index in indices[mine]])
+
+  return _ahead(read, _evaluation_plan(reader, batch_size), workers, _AHEAD)
+
+
+def local_batch_size(batch_size: int, process_count: int) -> int:
+  """Images of a global batch that one process reads.
+
+  Args:
+    batch_size: images in the global batch.
+    process_count: number of processes.
+
+  Returns:
+    batch_size / process_count.
+
+  Raises:
+    InputError: it is no whole number.
+  """
+  if batch_size < 1 or batch_size % process_count:
+    raise InputError(
+      f"the batch size is {batch_size}, but must be a multiple of the {process_count} process(es)"
+    )
+  return batch_size // process_count
+
+
+def _pipeline(name: str) -> str:
+  if name not in ("tf", "numpy", "auto"):
+    raise InputError(f"data.pipeline is {name!r}, but must be 'tf', 'numpy' or 'auto'")
+  if name == "numpy":
+    return name
+  try:
+    _tensorflow()
+  except ImportError as error:
+    if name == "tf":
+      raise InputError(
+        f"data.pipeline is 'tf', but TensorFlow cannot be imported: {error}"
+      ) from error
+    return "numpy"
+  return "tf"
+
+
+def _tensorflow() -> Any:
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  import tensorflow as tf
+
+  # A full build would take the memory that JAX needs. Where somebody has used
+  # TensorFlow before (RuntimeError), it is theirs to configure.
+  with contextlib.suppress(RuntimeError):
+    tf.config.set_visible_devices([], "GPU")
+  return tf
+
+
+def _numpy_batches(reader, indices_at, steps, local, workers) -> Iterator[dict[str, np.ndarray]]:
+  indices = (int(index) for step in steps for index in indices_at(step))
+  examples = _ahead(reader, indices, workers, depth=_AHEAD * local)
+  for _ in steps:
+    yield _stack([next(examples) for _ in range(local)])
+
+
+def _tf_batches(reader, indices_at, steps, local, workers) -> Iterator[dict[str, np.ndarray]]:
+  tf = _tensorflow()
+  sample = reader(int(indices_at(steps[0])[0]))
+  types = [tf.as_dtype(value.dtype) for value in sample.values()]
+  failures = []
+
+  def read(position):
+    try:
+      step, offset = divmod(int(position), local)
+      example = reader(int(indices_at(step)[offset]))
+      return [example[name] for name in sample]
+    except Exception as error:
+      failures.append(error)  # TensorFlow would pass on no more than its text
+      raise
+
+  def load(position):
+    arrays = tf.numpy_function(read, [position], types, stateful=False)
+    for array, value in zip(arrays, sample.values(), strict=True):
+      array.set_shape(value.shape)
+    return dict(zip(sample, arrays, strict=True))
+
+  dataset = tf.data.Dataset.range(steps.start * local, steps.stop * local)
+  dataset = dataset.map(load, num_parallel_calls=workers, deterministic=True)
+  dataset = dataset.batch(local, drop_remainder=True).prefetch(_AHEAD)
+  options = tf.data.Options()
+  options.threading.private_threadpool_size = workers
+  return _reraising(dataset.with_options(options).as_numpy_iterator(), failures, tf.errors.OpError)
+
+
+def _reraising(batches, failures, error_type) -> Iterator[dict[str, np.ndarray]]:
+  try:
+    yield from batches
+  except error_type:
+    if failures:
+      raise failures[0] from None
+    raise
+
+
+def _evaluation_plan(
+  reader: ExampleReader, batch_size: int
+) -> list[tuple[tuple[int, int], list[int]]]:
+  """(full_height, full_width) and record positions of every global batch, -1 = padding."""
+  buckets = {}
+  for index, record in enumerate(reader.records):
+    full_size = tuple(-(-side // _BUCKET) * _BUCKET for side in record.size)
+    buckets.setdefault(full_size, []).append(index)
+  plan = []
+  for full_size, indices in sorted(buckets.items()):
+    indices = indices + [-1] * (-len(indices) % batch_size)
+    for start in range(0, len(indices), batch_size):
+      plan.append((full_size, indices[start : start + batch_size]))
+  return plan
+
+
+def _evaluation_example(
+  reader: ExampleReader, index: int, full_size: tuple[int, int]
+) -> dict[str, np.ndarray]:
+  full = np.full(full_size, VOID, np.int32)
+  if index < 0:
+    example = padding_example(reader.canvas, reader.max_boxes)
+    return example | {"full_labels": full, "full_size": np.ones(2, np.int32)}
+  example = reader.evaluation(index)
+  height, width = example["full_labels"].shape
+  full[:height, :width] = example["full_labels"]
+  return example | {"full_labels": full}
+
+
+def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def _ahead(function: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
+  """`map` in order, with up to `depth` results in work or waiting; ends its threads with itself."""
+  pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="boxseg-read")
+  waiting = deque()
+  try:
+    for item in items:
+      waiting.append(pool.submit(function, item))
+      if len(waiting) > depth:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)

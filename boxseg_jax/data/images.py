@@ -1,0 +1,96 @@
+"""Image files -> arrays, with errors that a person can act on."""
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image
+
+from boxseg_jax.errors import InputError
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_INDEX_MODES = ("L", "P", "1")
+
+
+def read_image(
+  path: str,
+  size: tuple[int, int] | None = None,
+  at_least: tuple[int, int] | None = None,
+  *,
+  content: bytes | None = None,
+) -> np.ndarray:
+  """Reads a photograph.
+
+  Args:
+    path: an image file of any format that Pillow knows, 8 bits per channel.
+    size: (height, width) that the annotation gives, in pixels; None: any.
+    at_least: (height, width) in pixels. A JPEG may then come back at 1/2, 1/4 or
+      1/8 of its size, but not below this: decoding costs less.
+    content: what is in the file, where it is no file of its own; `path` is then
+      only its name in messages.
+
+  Returns:
+    uint8 [height, width, 3], RGB.
+
+  Raises:
+    InputError: no such file, not readable, more than 8 bits, or another size.
+  """
+  try:
+    with Image.open(path if content is None else io.BytesIO(content)) as image:
+      _require_size(path, (image.height, image.width), size)
+      if image.mode.startswith(("I", "F")):
+        raise InputError(
+          f"{path}: the image has pixels of mode {image.mode} (more than 8 bits per channel); "
+          "convert it to 8 bits, or its contrast would be cut off"
+        )
+      if at_least is not None:
+        image.draft(None, (at_least[1], at_least[0]))
+      return np.asarray(image.convert("RGB"))
+  except FileNotFoundError:
+    raise InputError(f"{path}: no such image file") from None
+  except _UNREADABLE as error:
+    raise InputError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def read_reduced(path: str, size: tuple[int, int], at_least: tuple[int, int]) -> np.ndarray:
+  """`read_image` with `at_least` as its last positional argument, for `functools.partial`."""
+  return read_image(path, size, at_least)
+
+
+def read_index_image(
+  path: str, size: tuple[int, int] | None = None, *, content: bytes | None = None
+) -> np.ndarray:
+  """Reads a label map whose pixel values are class ids.
+
+  Args:
+    path: an image file with one 8-bit channel (grey or palette), losslessly coded.
+    size: (height, width) that the annotation gives, in pixels; None: any.
+    content: as for `read_image`.
+
+  Returns:
+    uint8 [height, width], the pixel values as they are; 255 = void.
+
+  Raises:
+    InputError: no such file, not readable, not one 8-bit channel, or another size.
+  """
+  try:
+    with Image.open(path if content is None else io.BytesIO(content)) as image:
+      _require_size(path, (image.height, image.width), size)
+      if image.mode not in _INDEX_MODES:
+        raise InputError(
+          f"{path}: the label map has pixels of mode {image.mode}; one 8-bit channel of class "
+          "ids is expected (mode L or P)"
+        )
+      return np.asarray(image).astype(np.uint8)
+  except FileNotFoundError:
+    raise InputError(f"{path}: no such label map") from None
+  except _UNREADABLE as error:
+    raise InputError(f"{path}: cannot be read as a label map ({error})") from error
+
+
+def _require_size(path: str, found: tuple[int, int], annotated: tuple[int, int] | None) -> None:
+  if annotated is not None and found != tuple(annotated):
+    raise InputError(
+      f"{path}: the file is {found[1]} x {found[0]} pixels (width x height), its annotation "
+      f"says {annotated[1]} x {annotated[0]}"
+    )

@@ -1,0 +1,166 @@
+"""COCO's `instances.json`: which boxes lie on which image.
+
+Shared by the sources `coco` (masks from the same file) and `labels` (masks from
+index images). Categories are matched to class names by name, so the numbering
+in the file does not matter.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boxseg_jax.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class AnnotatedImage:
+  """One image of the file with its annotations.
+
+  Attributes:
+    name: `file_name` of the image; its id everywhere else.
+    path: where the image lies.
+    size: (height, width) in pixels.
+    annotations: the entries of the file, each with its class id under "class".
+  """
+
+  name: str
+  path: str
+  size: tuple[int, int]
+  annotations: list[dict[str, Any]]
+
+
+def read_instances(folder: Path, class_names: Sequence[str]) -> list[AnnotatedImage]:
+  """Reads `<folder>/instances.json`.
+
+  Args:
+    folder: a split's folder, with `instances.json` and `images/`.
+    class_names: class names by class id; the first is the background.
+
+  Returns:
+    The images in the order of the file.
+
+  Raises:
+    InputError: no such file, not COCO, an unknown category or image, a box that
+      is not four numbers, or an image listed twice.
+  """
+  path = folder / "instances.json"
+  content = _load_json(path)
+  images = {}
+  for entry in content["images"]:
+    images[entry["id"]] = _annotated_image(path, folder / "images", entry)
+  if len({image.name for image in images.values()}) < len(content["images"]):
+    raise InputError(f"{path}: image {_first_twice(content['images'])} is listed twice")
+  categories = {entry.get("id"): entry.get("name") for entry in content["categories"]}
+  for entry in content["annotations"]:
+    image = images.get(entry.get("image_id"))
+    if image is None:
+      raise InputError(
+        f"{path}: annotation {entry.get('id')} is of image_id {entry.get('image_id')}, "
+        "which is not among the file's images"
+      )
+    where = f"{path}: image {image.name}: annotation {entry.get('id')}"
+    _require_box(where, entry.get("bbox"))
+    image.annotations.append(
+      {**entry, "class": _class_of(where, entry.get("category_id"), categories, class_names)}
+    )
+  return list(images.values())
+
+
+def box_fields(image: AnnotatedImage) -> dict[str, Any]:
+  """The boxes of an image as the fields of a `Record`.
+
+  Args:
+    image: one of `read_instances`.
+
+  Returns:
+    `boxes` float32 [n, 4] (ymin, xmin, ymax, xmax) in [0, 1] of the image,
+    `box_classes` int32 [n], `box_is_crowd` bool [n], `classes` frozenset of the
+    classes of the boxes that are no crowd.
+  """
+  height, width = image.size
+  pixels = np.array([a["bbox"] for a in image.annotations], np.float64).reshape(-1, 4)
+  x, y, w, h = pixels.T
+  boxes = np.stack([y / height, x / width, (y + h) / height, (x + w) / width], axis=-1)
+  classes = np.array([a["class"] for a in image.annotations], np.int32)
+  crowd = np.array([bool(a.get("iscrowd", 0)) for a in image.annotations], bool)
+  return {
+    "boxes": boxes.astype(np.float32),
+    "box_classes": classes,
+    "box_is_crowd": crowd,
+    "classes": frozenset(classes[~crowd].tolist()),
+  }
+
+
+def _load_json(path: Path) -> dict[str, list]:
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise InputError(
+      f"{path}: no such file; a split's folder holds instances.json and images/ "
+      "(data.root, data.train_split and data.eval_split say where)"
+    ) from None
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+  for key in ("images", "annotations", "categories"):
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+      raise InputError(f'{path}: not a COCO instances file: there is no list "{key}"')
+  if not content["images"]:
+    raise InputError(f'{path}: the list "images" is empty')
+  return content
+
+
+def _annotated_image(path: Path, folder: Path, entry: dict) -> AnnotatedImage:
+  missing = [key for key in ("id", "file_name", "width", "height") if key not in entry]
+  if missing:
+    name = entry.get("file_name", entry.get("id"))
+    raise InputError(f'{path}: image {name} has no "{missing[0]}"')
+  size = (entry["height"], entry["width"])
+  if not all(isinstance(side, int) and side > 0 for side in size):
+    raise InputError(
+      f"{path}: image {entry['file_name']} is {size[1]} x {size[0]} pixels (width x height)"
+    )
+  return AnnotatedImage(entry["file_name"], str(folder / entry["file_name"]), size, [])
+
+
+def _first_twice(entries: list[dict]) -> str:
+  seen = set()
+  for entry in entries:
+    keys = {("id", entry["id"]), ("name", entry["file_name"])}
+    if keys & seen:
+      return f"{entry['file_name']} (id {entry['id']})"
+    seen |= keys
+  raise AssertionError("no image is listed twice")
+
+
+def _require_box(where: str, box: Any) -> None:
+  if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
+    raise InputError(f'{where}: "bbox" is {box}, not [x, y, width, height] in pixels')
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _class_of(
+  where: str, category_id: Any, categories: dict[int, str], class_names: Sequence[str]
+) -> int:
+  if category_id not in categories:
+    raise InputError(
+      f"{where}: category_id {category_id} is not among the file's categories "
+      f"({', '.join(f'{key} {name}' for key, name in categories.items())})"
+    )
+  name = categories[category_id]
+  # Class 0 is what no box covers, so a category of that name is unknown, too.
+  foreground = list(class_names[1:])
+  if name not in foreground:
+    nearest = difflib.get_close_matches(str(name), foreground, n=1, cutoff=0.0)
+    raise InputError(
+      f'{where}: unknown category "{name}"; the foreground classes of data.class_names are '
+      f'{", ".join(foreground)} (nearest: "{nearest[0] if nearest else ""}")'
+    )
+  return 1 + foreground.index(name)

@@ -1,0 +1,71 @@
+"""The one record schema: what every source gives and every reader takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from boxseg_jax.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+  """One photograph with its boxes, and its mask where one is known.
+
+  Pixels stay on disk until one of the callables is called. These are
+  `functools.partial` of module functions, so that records can be pickled; they
+  raise `InputError` where a file is missing, unreadable or of another size.
+
+  Attributes:
+    image_id: name of the image, unique in its split and stable between runs.
+    source: path shown in messages: the file that holds the annotation.
+    size: (height, width) of the image in pixels.
+    boxes: float32 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1] of the image.
+    box_classes: int32 [n], foreground class of each box, >= 1.
+    box_is_crowd: bool [n], True for a region of objects not told apart.
+    classes: foreground classes in the image.
+    read_image: () -> uint8 [height, width, 3], RGB.
+    read_labels: () -> uint8 [height, width], class ids, 255 = void; None if
+      only the boxes are known.
+    read_reduced: ((height, width)) -> uint8 [h, w, 3], the same image at some
+      cheaper size that is not below the given one; None if there is no such.
+    labels_source: path shown in messages about the mask, where it is not `source`.
+  """
+
+  image_id: str
+  source: str
+  size: tuple[int, int]
+  boxes: np.ndarray
+  box_classes: np.ndarray
+  box_is_crowd: np.ndarray
+  classes: frozenset[int]
+  read_image: Callable[[], np.ndarray]
+  read_labels: Callable[[], np.ndarray] | None
+  read_reduced: Callable[[tuple[int, int]], np.ndarray] | None = None
+  labels_source: str = ""
+
+
+def max_boxes(records: Sequence[Record], limit: int = 0) -> int:
+  """Number of box slots per image.
+
+  Boxes are never dropped: what lies outside of every box is learned as certain
+  background, so a missing box would teach something wrong.
+
+  Args:
+    records: the records that have to fit.
+    limit: slots to use, or 0 for as many as the fullest image needs.
+
+  Returns:
+    The number of slots, at least 1.
+
+  Raises:
+    InputError: an image has more boxes than `limit`.
+  """
+  fullest = max(records, key=lambda record: len(record.boxes))
+  needed = len(fullest.boxes)
+  if limit and needed > limit:
+    raise InputError(
+      f"{fullest.source}: image {fullest.image_id} has {needed} boxes, more than "
+      f"data.max_boxes={limit}; set it to 0 (as many as needed) or to at least {needed}"
+    )
+  return limit or max(needed, 1)

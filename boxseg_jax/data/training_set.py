@@ -1,0 +1,239 @@
+"""What a run reads: the training set split into masks and boxes, and the set it is judged on."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from boxseg_jax import config as configuration
+from boxseg_jax import data
+from boxseg_jax.batch import VOID
+from boxseg_jax.data import check, feed, order, split
+from boxseg_jax.data.examples import ExampleReader
+from boxseg_jax.data.records import Record, max_boxes
+from boxseg_jax.errors import InputError
+
+
+class TrainingSet(NamedTuple):
+  """A training split with the decision which of its masks may be learned from.
+
+  Attributes:
+    reader: of all records; labels of box images are hidden.
+    mask_indices: int64 [masks], records in the stream of mask images.
+    box_indices: int64 [boxes], records in the stream of box images, may be empty.
+    mask_images: mask images per batch.
+    class_weights: one per class.
+    judged: reader of box images whose masks are known: judged by, never learned from.
+      None if there are none.
+  """
+
+  reader: ExampleReader
+  mask_indices: np.ndarray
+  box_indices: np.ndarray
+  mask_images: int
+  class_weights: tuple[float, ...]
+  judged: ExampleReader | None
+
+
+def open_training_set(config: ConfigDict, workdir, *, report) -> TrainingSet:
+  """Reads, checks and splits `config.data.train_split`; writes `<workdir>/split.json`.
+
+  Args:
+    config: the configuration.
+    workdir: folder of the run, a Path.
+    report: takes lines of text.
+
+  Returns:
+    TrainingSet of the configured arm.
+
+  Raises:
+    InputError: something in the configuration or the data is wrong.
+  """
+  records = _checked_records(config, config.data.train_split, report)
+  arm = configuration.arm(config)
+  chosen = _choose_masks(config, records, arm)
+  split.write_split(Path(workdir) / "split.json", chosen)
+  is_mask = np.isin([r.image_id for r in records], list(chosen.mask_ids))
+  mask_indices = np.flatnonzero(is_mask)
+  box_indices = np.flatnonzero(~is_mask) if arm.box_images else np.array([], np.int64)
+  reader = ExampleReader(
+    records,
+    tuple(config.data.canvas),
+    max_boxes(records, config.data.max_boxes),
+    hide_labels=~is_mask,
+    cache=config.data.cache,
+  )
+  mask_images = order.mask_images_per_batch(
+    config.data.mask_images_per_batch,
+    num_masks=len(mask_indices),
+    num_boxes=len(box_indices),
+    batch_size=config.data.batch_size,
+  )
+  report(
+    f"{len(records)} training images: {len(mask_indices)} with masks, {len(box_indices)} with "
+    f"boxes only; each batch of {config.data.batch_size} has {mask_images} with masks."
+  )
+  return TrainingSet(
+    reader,
+    mask_indices,
+    box_indices,
+    mask_images,
+    class_weights(config.loss.class_weights, reader, mask_indices, len(config.data.class_names)),
+    _judged_reader(config, records, np.flatnonzero(~is_mask)),
+  )
+
+
+def open_evaluation_set(config: ConfigDict, *, report) -> ExampleReader:
+  """Reads and checks `config.data.eval_split`.
+
+  Args:
+    config: the configuration.
+    report: takes lines of text.
+
+  Returns:
+    Its reader.
+
+  Raises:
+    InputError: something is wrong, or an image to be judged has no mask.
+  """
+  records = _checked_records(config, config.data.eval_split, report)
+  for record in records:
+    if record.read_labels is None:
+      raise InputError(f"{record.source}: image {record.image_id} has no mask to be judged by")
+  return _plain_reader(config, records)
+
+
+def training_batches(
+  training: TrainingSet, config: ConfigDict, *, start_step: int, parallel
+) -> Iterator[dict[str, np.ndarray]]:
+  """Gives this process's share of the batches of steps start_step, start_step + 1, ...
+
+  Args:
+    training: of `open_training_set`.
+    config: the configuration.
+    start_step: first step, 0-based; any step is reached at once.
+    parallel: boxseg_jax.parallel.Parallel.
+
+  Returns:
+    Batches until `config.train.num_steps`.
+  """
+  batch_at = partial(
+    order.batch_indices,
+    seed=config.seed,
+    mask_indices=training.mask_indices,
+    box_indices=training.box_indices,
+    batch_size=config.data.batch_size,
+    mask_images=training.mask_images,
+  )
+  return feed.training_batches(
+    training.reader,
+    batch_at,
+    start_step=start_step,
+    num_steps=config.train.num_steps - start_step,
+    process_index=parallel.process_index,
+    process_count=parallel.process_count,
+    workers=config.data.workers,
+    pipeline=config.data.pipeline,
+  )
+
+
+def evaluation_batches(reader: ExampleReader, config: ConfigDict, parallel):
+  """Gives this process's share of the evaluation batches of a reader, every image once."""
+  return feed.evaluation_batches(
+    reader,
+    batch_size=config.eval.batch_size,
+    process_index=parallel.process_index,
+    process_count=parallel.process_count,
+  )
+
+
+def class_weights(given, reader, mask_indices, num_classes: int) -> tuple[float, ...]:
+  """Weights of the classes in the loss.
+
+  Args:
+    given: () = all 1, ("auto",), or one number per class.
+    reader: of the training set.
+    mask_indices: images whose labels may be counted.
+    num_classes: with the background.
+
+  Returns:
+    One weight per class. "auto" is the inverse square root of each class's share of
+    the pixels of mask images (boxes' shares where there is no mask image), with
+    background scaled to 1 and none above 10.
+
+  Raises:
+    InputError: another number of weights, or one that is not above 0.
+  """
+  if not given:
+    return (1.0,) * num_classes
+  if tuple(given) == ("auto",):
+    return _balanced_weights(reader, mask_indices, num_classes)
+  if len(given) != num_classes or min(given) <= 0:
+    raise InputError(
+      f"config.loss.class_weights is {tuple(given)}, but {num_classes} numbers above 0 are needed"
+    )
+  return tuple(float(weight) for weight in given)
+
+
+def _balanced_weights(reader, mask_indices, num_classes):
+  counts = np.zeros(num_classes)
+  for index in mask_indices:
+    labels = reader(index)["labels"]
+    counts += np.bincount(labels[labels != VOID], minlength=num_classes)
+  if not len(mask_indices):
+    counts = _box_areas(reader.records, num_classes)
+  share = np.maximum(counts / counts.sum(), 1e-12)
+  weights = np.minimum(np.sqrt(share[0] / share), 10.0)
+  return tuple(float(weight) for weight in weights)
+
+
+def _box_areas(records: Sequence[Record], num_classes):
+  """Area of boxes by class, and of what they leave over."""
+  areas = np.zeros(num_classes)
+  for record in records:
+    size = record.boxes[:, 2:] - record.boxes[:, :2]
+    np.add.at(areas, record.box_classes, size.prod(axis=1))
+  areas[0] = max(len(records) - areas.sum(), 1.0)
+  return areas
+
+
+def _judged_reader(config, records, box_indices):
+  known = [records[i] for i in box_indices if records[i].read_labels is not None]
+  limit = config.eval.box_images
+  known = known if limit < 0 else known[:limit]
+  return _plain_reader(config, known) if known else None
+
+
+def _plain_reader(config, records):
+  """A reader that hides nothing."""
+  return ExampleReader(
+    records,
+    tuple(config.data.canvas),
+    max_boxes(records),
+    hide_labels=np.zeros(len(records), bool),
+    cache=config.data.cache,
+  )
+
+
+def _checked_records(config, split_name, report):
+  records = data.load_records(config.data, split_name)
+  return check.check_records(
+    records,
+    num_classes=len(config.data.class_names),
+    on_bad_image=config.data.on_bad_image,
+    max_bad_fraction=config.data.max_bad_fraction,
+    workers=config.data.workers,
+    report=report,
+  )
+
+
+def _choose_masks(config, records, arm):
+  """The split: drawn, read from a file, or all masks there are."""
+  if arm.all_masks:
+    return split.split_masks(records, 1.0, config.data.split_seed)
+  if config.data.split_file:
+    return split.read_split(config.data.split_file, records)
+  return split.split_masks(records, config.data.mask_fraction, config.data.split_seed)

@@ -1,0 +1,145 @@
+"""Metrics as sums: counted on the device in integers, divided once on the host.
+
+A metric of a whole set is not the mean of the metrics of its batches, so the
+device only ever gives counts (confusion matrices, histograms). They add up over
+batches, devices and processes in any order to the same numbers. The functions
+down to `uncertainty_histogram` are pure JAX; `summary` and `auroc` are numpy.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+UNCERTAINTY_BINS = 1024  # steps of certainty of 0.001: finer than sigma is learned
+
+
+def resize_to_labels(
+  scores: jax.Array, extent: jax.Array, full_size: jax.Array, full_shape: tuple[int, int]
+) -> jax.Array:
+  """Bilinear scores at the labels' own resolution, from the canvas that shows the image.
+
+  Every image of the batch has its own size and covers its own share of the
+  canvas, so there is one matrix per image and axis: a resize is two matrix
+  products, which accelerators do better than gathers.
+
+  Args:
+    scores: float32 [batch, height, width, channels] on the canvas.
+    extent: float32 [batch, 2], (height, width) share of the canvas that the image covers, (0, 1].
+    full_size: int32 [batch, 2], (height, width) of each image in pixels, at most `full_shape`.
+    full_shape: (full_height, full_width) of the result, static.
+
+  Returns:
+    float32 [batch, full_height, full_width, channels], image at the top left; pixels beyond an
+    image's `full_size` are arbitrary. Half-pixel centres, edges repeated, no antialiasing: the
+    numbers of `jax.image.resize(..., "bilinear", antialias=False)` where the canvas is covered.
+  """
+  rows = _interpolation(scores.shape[1], extent[:, 0], full_size[:, 0], full_shape[0])
+  columns = _interpolation(scores.shape[2], extent[:, 1], full_size[:, 1], full_shape[1])
+  # HIGHEST: the default of TPUs and new GPUs would round scores to 8-10 bits.
+  highest = jax.lax.Precision.HIGHEST
+  tall = jnp.einsum("byh,bhwc->bywc", rows, scores, precision=highest)
+  return jnp.einsum("bxw,bywc->byxc", columns, tall, precision=highest)
+
+
+def _interpolation(canvas: int, extent: jax.Array, size: jax.Array, length: int) -> jax.Array:
+  """Weights of canvas pixels for label pixels along one axis, float32 [batch, length, canvas]."""
+  covered = (extent * canvas)[:, None]
+  centre = (jnp.arange(length) + 0.5) * covered / size[:, None] - 0.5
+  # Never beyond the covered part: the canvas goes on there with padding.
+  centre = jnp.clip(centre, 0.0, jnp.maximum(covered - 1.0, 0.0))
+  return jnp.maximum(0.0, 1.0 - jnp.abs(centre[:, :, None] - jnp.arange(canvas)))
+
+
+def confusion(predicted: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
+  """Counts pixels by label and prediction.
+
+  A scatter-add: exact in int32 (a matrix product of one-hots in float32 is not
+  beyond 2^24), and on CPU 3 ns a pixel whatever the number of classes.
+
+  Args:
+    predicted: int32 [...], class ids in [0, num_classes).
+    labels: int32 [...], class ids; 255 and all else outside [0, num_classes) counts nowhere.
+    num_classes: number of classes, background included.
+
+  Returns:
+    int32 [num_classes, num_classes], rows = label, columns = predicted; exact below 2^31 pixels
+    a batch.
+  """
+  known = (labels >= 0) & (labels < num_classes)
+  return _count(labels * num_classes + predicted, known, (num_classes, num_classes))
+
+
+def uncertainty_histogram(certainty: jax.Array, wrong: jax.Array, counted: jax.Array) -> jax.Array:
+  """Counts right and wrong pixels by certainty.
+
+  Args:
+    certainty: float32 [...] in (0, 1], 1/kappa.
+    wrong: bool [...], the box label of the pixel is wrong.
+    counted: bool [...], pixels that count.
+
+  Returns:
+    int32 [2, UNCERTAINTY_BINS], row 0 = right, row 1 = wrong; bins of equal width from
+    certainty 0 to 1.
+  """
+  level = jnp.ceil(certainty * UNCERTAINTY_BINS).astype(jnp.int32) - 1
+  level = jnp.clip(level, 0, UNCERTAINTY_BINS - 1)
+  index = wrong.astype(jnp.int32) * UNCERTAINTY_BINS + level
+  return _count(index, counted, (2, UNCERTAINTY_BINS))
+
+
+def _count(index: jax.Array, counted: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Histogram of flat indices into `shape`, int32; what is not `counted` falls off the end."""
+  cells = shape[0] * shape[1]
+  index = jnp.where(counted, index, cells).ravel()
+  return jnp.zeros(cells, jnp.int32).at[index].add(1, mode="drop").reshape(shape)
+
+
+def summary(counts: np.ndarray) -> dict[str, np.ndarray | float]:
+  """Divides a confusion matrix into the usual metrics.
+
+  Args:
+    counts: int [num_classes, num_classes], rows = label, columns = predicted.
+
+  Returns:
+    `iou` float64 [num_classes] (NaN for a class that is absent from labels and predictions),
+    `miou` over the classes that are present, `foreground_iou` the same without class 0 (of a
+    binary task: the IoU of class 1), `pixel_accuracy`; all in [0, 1], NaN where nothing counts.
+  """
+  counts = np.asarray(counts).astype(np.float64)  # exact up to 2^53 pixels
+  right = np.diag(counts)
+  union = counts.sum(0) + counts.sum(1) - right
+  iou = _divide(right, union)
+  return {
+    "iou": iou,
+    "miou": _mean_of_known(iou),
+    "foreground_iou": _mean_of_known(iou[1:]),
+    "pixel_accuracy": float(_divide(right.sum(), counts.sum())),
+  }
+
+
+def auroc(histogram: np.ndarray) -> float:
+  """Area under the ROC curve of "the less certain, the more likely wrong".
+
+  Args:
+    histogram: int [2, bins], of `uncertainty_histogram`.
+
+  Returns:
+    The share of (wrong, right) pairs of pixels in which the wrong one is less certain, pixels of
+    one bin counted half (Mann-Whitney U); 0.5 = no information, NaN if right or wrong is missing.
+  """
+  right, wrong = np.asarray(histogram).astype(np.float64)
+  more_certain = right.sum() - np.cumsum(right)
+  ordered = np.sum(wrong * (more_certain + 0.5 * right))
+  return float(_divide(ordered, right.sum() * wrong.sum()))
+
+
+def _divide(numerator, denominator):
+  """Quotient, NaN (and no warning) where the denominator is 0."""
+  with np.errstate(invalid="ignore"):
+    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), np.nan)
+
+
+def _mean_of_known(values: np.ndarray) -> float:
+  """Mean without the NaNs; NaN if there is nothing else."""
+  known = values[~np.isnan(values)]
+  return float(known.mean()) if known.size else float("nan")

@@ -1,0 +1,347 @@
+"""Pictures of what the network was given and what it made of it (numpy and Pillow only)."""
+
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from boxseg_jax.batch import VOID
+
+# Okabe and Ito's colours, which people with any colour vision tell apart
+# (jfly.uni-koeln.de/color), without black; the ones that photographs contain least first.
+_OKABE_ITO = (
+  (230, 159, 0),
+  (86, 180, 233),
+  (204, 121, 167),
+  (0, 158, 115),
+  (240, 228, 66),
+  (0, 114, 178),
+  (213, 94, 0),
+)
+# viridis at equal steps: brightness alone already tells low from high.
+_VIRIDIS = np.array(
+  [
+    (68, 1, 84),
+    (71, 44, 122),
+    (59, 81, 139),
+    (44, 113, 142),
+    (33, 144, 141),
+    (39, 173, 129),
+    (92, 200, 99),
+    (170, 220, 50),
+    (253, 231, 37),
+  ],
+  np.float32,
+)
+_PAPER = 255
+_INK = (40, 40, 40)
+_GREY = (128, 128, 128)  # crowd boxes and void
+_GAP = 6  # pixels between tiles
+_LINE = 20  # pixels per line of text
+_SMALLEST_TILE, _LARGEST_TILE = 160, 480  # pixels
+
+
+class Views(NamedTuple):
+  """What `panel` shows of some images, numpy arrays on the canvas.
+
+  Attributes:
+    image: uint8, or float in [0, 1], [batch, height, width, 3].
+    given_labels: int [batch, height, width], what training sees; 255 all over where only boxes
+      are given.
+    boxes: float [batch, max_boxes, 4], (ymin, xmin, ymax, xmax) in [0, 1] of the canvas.
+    box_classes: int [batch, max_boxes], 0 = padding.
+    predicted: int [batch, height, width], class ids.
+    sigma: float [batch, height, width], >= 0.
+    target: float [batch, height, width, num_classes] in [0, 1], bootstrapped target, or None.
+    true_labels: int [batch, height, width], or None.
+    visible: bool [batch, height, width], canvas pixels that show the image; None = all.
+    box_is_crowd: bool [batch, max_boxes], or None.
+  """
+
+  image: np.ndarray
+  given_labels: np.ndarray
+  boxes: np.ndarray
+  box_classes: np.ndarray
+  predicted: np.ndarray
+  sigma: np.ndarray
+  target: np.ndarray | None = None
+  true_labels: np.ndarray | None = None
+  visible: np.ndarray | None = None
+  box_is_crowd: np.ndarray | None = None
+
+
+def panel(views: Views, class_names: Sequence[str]) -> np.ndarray:
+  """A contact sheet: one row per image, one titled column per view, a legend.
+
+  Small canvases are enlarged pixel by pixel, large ones shrunk, to tiles of 160 to 480 pixels.
+
+  Args:
+    views: what to show, of at least one image.
+    class_names: names by class id, background first.
+
+  Returns:
+    uint8 [page_height, page_width, 3].
+  """
+  colours = palette(len(class_names))
+  top = _sigma_scale(views)
+  titles = ["image", "given label and boxes", "prediction", "sigma"]
+  titles += ["bootstrapped target"] if views.target is not None else []
+  titles += ["true mask"] if views.true_labels is not None else []
+  rows = [_row(_one(views, index), colours, top) for index in range(len(views.image))]
+  tile_width = rows[0][0].shape[1]
+  page_width = len(titles) * (tile_width + _GAP) + _GAP
+  scale_bar = (_GAP + titles.index("sigma") * (tile_width + _GAP), tile_width, top)
+  bands = [_title_band(titles, tile_width, page_width)]
+  bands += [_tile_band(tiles, page_width) for tiles in rows]
+  bands += [_scale_band(*scale_bar, page_width), _legend_band(class_names, colours, page_width)]
+  return np.concatenate(bands)
+
+
+def palette(num_classes: int) -> np.ndarray:
+  """Colours of classes that colour-blind people tell apart too.
+
+  Args:
+    num_classes: number of classes, background included.
+
+  Returns:
+    uint8 [num_classes, 3]; background black, classes 1 to 7 Okabe and Ito's colours, beyond that
+    their darker and lighter shades.
+  """
+  base = np.array(_OKABE_ITO, np.float32)
+  shades = np.concatenate([base, 0.55 * base, 0.45 * base + 0.55 * 255])
+  chosen = shades[np.arange(num_classes - 1) % len(shades)]
+  return np.concatenate([np.zeros((1, 3)), chosen]).round().astype(np.uint8)
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+  """Lays class colours over a photograph that is faded to grey.
+
+  Args:
+    image: uint8 [height, width, 3].
+    labels: int [height, width], class ids; 255 = void, hatched.
+    colours: uint8 [num_classes, 3], of `palette`.
+
+  Returns:
+    uint8 [height, width, 3]; background stays grey, regions are outlined.
+  """
+  labels = np.asarray(labels)
+  coloured = (labels > 0) & (labels < len(colours))
+  strength = np.where(coloured, np.where(_outline(labels), 1.0, 0.55), 0.0)
+  colour = colours[np.where(coloured, labels, 0)]
+  return _hatch(_blend(_faded(image), colour, strength), labels == VOID)
+
+
+def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
+  """Writes uint8 [height, width, 3] as a PNG; folders are made, and no half file is ever seen."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = path.with_name(path.name + ".part")
+  Image.fromarray(picture).save(unfinished, format="PNG")
+  unfinished.replace(path)
+
+
+def _one(views: Views, index: int) -> Views:
+  """The views of one image, without the batch axis."""
+  return Views(*(None if view is None else np.asarray(view[index]) for view in views))
+
+
+def _row(view: Views, colours: np.ndarray, top: float) -> list[np.ndarray]:
+  """The tiles of one image; `view` without the batch axis."""
+  size = _tile_size(view.image.shape[:2])
+  photo = _photo(view.image, size)
+  visible = _nearest(np.ones(view.image.shape[:2], bool), size)
+  if view.visible is not None:
+    visible = _nearest(view.visible, size)
+  given = _nearest(view.given_labels, size)
+  boxes_only = bool((given[visible] == VOID).all())
+  with_boxes = photo if boxes_only else overlay(photo, given, colours)
+  tiles = [
+    photo,
+    with_boxes,
+    overlay(photo, _nearest(view.predicted, size), colours),
+    _heat(_nearest(view.sigma, size) / top),
+  ]
+  if view.target is not None:
+    tiles.append(_mixture(photo, _nearest(view.target, size), colours))
+  if view.true_labels is not None:
+    tiles.append(overlay(photo, _nearest(view.true_labels, size), colours))
+  tiles[1] = _draw_boxes(tiles[1], view, colours)
+  tiles = [np.where(visible[..., None], tile, _PAPER).astype(np.uint8) for tile in tiles]
+  # The image lies at the top left: what is below it would only make the page longer.
+  bottom = 1 + max(np.flatnonzero(visible.any(axis=1)), default=size[0] - 1)
+  tiles = [tile[:bottom] for tile in tiles]
+  tiles[1] = _tagged(tiles[1], "boxes only" if boxes_only else "mask")
+  return tiles
+
+
+def _tile_size(canvas: tuple[int, int]) -> tuple[int, int]:
+  """(height, width) of a tile: the canvas times an integer, or divided by one."""
+  height, width = canvas
+  enlarge = math.ceil(_SMALLEST_TILE / min(canvas))
+  shrink = math.ceil(max(canvas) / _LARGEST_TILE)
+  if enlarge > 1:
+    return height * enlarge, width * enlarge
+  return math.ceil(height / shrink), math.ceil(width / shrink)
+
+
+def _photo(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """The image as uint8 [*size, 3]."""
+  if image.dtype != np.uint8:
+    image = (255 * np.clip(image, 0, 1)).round().astype(np.uint8)
+  resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+  return np.asarray(resized)
+
+
+def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Samples [height, width, ...] at the centres of the pixels of [*size, ...]."""
+  height, width = values.shape[:2]
+  rows = ((np.arange(size[0]) + 0.5) * height / size[0]).astype(int)
+  columns = ((np.arange(size[1]) + 0.5) * width / size[1]).astype(int)
+  return values[rows][:, columns]
+
+
+def _blend(image: np.ndarray, colour: np.ndarray, strength: np.ndarray) -> np.ndarray:
+  """Colour [..., 3] over image [..., 3] with strength [...] in [0, 1], uint8."""
+  strength = strength[..., None]
+  return ((1 - strength) * image + strength * colour).round().astype(np.uint8)
+
+
+def _faded(image: np.ndarray) -> np.ndarray:
+  """The photograph in grey and a little darker, so that class colours stand out."""
+  grey = image.astype(np.float32).mean(-1, keepdims=True)
+  return (0.8 * np.repeat(grey, 3, axis=-1)).astype(np.uint8)
+
+
+def _outline(labels: np.ndarray) -> np.ndarray:
+  """Pixels bool [height, width] with a neighbour of another class."""
+  padded = np.pad(labels, 1, mode="edge")
+  neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+  return np.any([labels != neighbour for neighbour in neighbours], axis=0)
+
+
+def _hatch(image: np.ndarray, where: np.ndarray) -> np.ndarray:
+  """Hatches pixels in grey, so that void looks like no class."""
+  row, column = np.indices(where.shape)
+  strength = np.where((row + column) % 8 < 3, 0.9, 0.35)
+  return _blend(image, np.array(_GREY), np.where(where, strength, 0.0))
+
+
+def _mixture(photo: np.ndarray, target: np.ndarray, colours: np.ndarray) -> np.ndarray:
+  """Soft targets: each class's colour in proportion to its probability, background clear."""
+  foreground = target[..., 1:]
+  strength = np.clip(foreground.sum(-1), 0, 1)
+  colour = foreground @ colours[1:].astype(np.float32) / np.maximum(strength, 1e-6)[..., None]
+  return _blend(_faded(photo), colour, 0.75 * strength)
+
+
+def _sigma_scale(views: Views) -> float:
+  """Upper end of the colour scale: nearly the largest visible sigma, two digits, never 0."""
+  sigma = np.asarray(views.sigma, np.float32)
+  sigma = sigma if views.visible is None else sigma[np.asarray(views.visible)]
+  sigma = sigma[np.isfinite(sigma)]
+  top = np.percentile(sigma, 99.5) if sigma.size else 0.0
+  return max(float(f"{top:.2g}"), 0.01)
+
+
+def _heat(share: np.ndarray) -> np.ndarray:
+  """Colours of values [height, width], 0 to 1 and clipped beyond; what is not a number is white."""
+  place = np.clip(np.nan_to_num(share), 0, 1) * (len(_VIRIDIS) - 1)
+  low = np.minimum(place.astype(int), len(_VIRIDIS) - 2)
+  colour = _blend(_VIRIDIS[low], _VIRIDIS[low + 1], place - low)
+  return np.where(np.isnan(share)[..., None], 255, colour).astype(np.uint8)
+
+
+def _draw_boxes(tile: np.ndarray, view: Views, colours: np.ndarray) -> np.ndarray:
+  """Outlines the boxes in the colour of their class (crowds grey), the largest first."""
+  height, width = tile.shape[:2]
+  picture = Image.fromarray(tile)
+  draw = ImageDraw.Draw(picture)
+  crowd = view.box_is_crowd
+  areas = (view.boxes[:, 2] - view.boxes[:, 0]) * (view.boxes[:, 3] - view.boxes[:, 1])
+  for slot in np.argsort(-areas):
+    label = int(view.box_classes[slot])
+    if label == 0:
+      continue
+    colour = _GREY if crowd is not None and crowd[slot] else tuple(map(int, colours[label]))
+    ymin, xmin, ymax, xmax = view.boxes[slot] * (height, width, height, width)
+    # The last pixel inside, not the first one outside; tiny boxes keep one pixel.
+    left, top, right, bottom = round(xmin), round(ymin), round(xmax) - 1, round(ymax) - 1
+    thick = 2 if min(bottom - top, right - left) > 16 else 1  # or it would fill small boxes
+    corners = (left, top, max(right, left), max(bottom, top))
+    draw.rectangle(corners, outline=colour, width=thick)
+  return np.asarray(picture)
+
+
+def _font() -> ImageFont.ImageFont:
+  return ImageFont.load_default(size=13)
+
+
+def _tagged(tile: np.ndarray, text: str) -> np.ndarray:
+  """Writes a word into the lower left corner."""
+  picture = Image.fromarray(tile)
+  draw = ImageDraw.Draw(picture)
+  bottom = tile.shape[0] - 4
+  frame = draw.textbbox((5, bottom), text, font=_font(), anchor="lb")
+  draw.rectangle((frame[0] - 3, frame[1] - 2, frame[2] + 3, frame[3] + 2), fill=_INK)
+  draw.text((5, bottom), text, font=_font(), anchor="lb", fill="white")
+  return np.asarray(picture)
+
+
+def _blank(height: int, width: int) -> Image.Image:
+  return Image.new("RGB", (width, height), (_PAPER,) * 3)
+
+
+def _title_band(titles: Sequence[str], tile_width: int, page_width: int) -> np.ndarray:
+  """Column titles, each over the middle of its tiles."""
+  band = _blank(_LINE + _GAP, page_width)
+  for column, title in enumerate(titles):
+    middle = _GAP + column * (tile_width + _GAP) + tile_width / 2
+    place = (middle, (_LINE + _GAP) / 2)
+    ImageDraw.Draw(band).text(place, title, font=_font(), anchor="mm", fill=_INK)
+  return np.asarray(band)
+
+
+def _tile_band(tiles: Sequence[np.ndarray], page_width: int) -> np.ndarray:
+  """Tiles beside each other."""
+  tile_height, tile_width = tiles[0].shape[:2]
+  band = np.full((tile_height + _GAP, page_width, 3), _PAPER, np.uint8)
+  for column, tile in enumerate(tiles):
+    left = _GAP + column * (tile_width + _GAP)
+    band[:tile_height, left : left + tile_width] = tile
+  return band
+
+
+def _scale_band(left: int, width: int, top: float, page_width: int) -> np.ndarray:
+  """The colour scale of sigma under its column, the same for all rows."""
+  band = np.asarray(_blank(10 + _LINE, page_width)).copy()
+  band[:10, left : left + width] = _heat(np.linspace(0, 1, width)[None])
+  picture = Image.fromarray(band)
+  draw = ImageDraw.Draw(picture)
+  for share, value, anchor in ((0, 0, "lt"), (0.5, top / 2, "mt"), (1, top, "rt")):
+    place = (left + share * width, 13)
+    draw.text(place, f"{value:.2g}", font=_font(), anchor=anchor, fill=_INK)
+  return np.asarray(picture)
+
+
+def _legend_band(names: Sequence[str], colours: np.ndarray, page_width: int) -> np.ndarray:
+  """One swatch and name per foreground class, then void; in as many lines as they need."""
+  entries = [*zip(names[1:], colours[1:], strict=True), ("void", None)]
+  places, left, line = [], _GAP, 0
+  for name, _ in entries:
+    length = 14 + 5 + math.ceil(_font().getlength(name)) + 16
+    if left + length > page_width and left > _GAP:
+      left, line = _GAP, line + 1
+    places.append((left, line * _LINE + 3))
+    left += length
+  picture = _blank((line + 1) * _LINE + _GAP, page_width)
+  draw = ImageDraw.Draw(picture)
+  for (name, colour), (left, top) in zip(entries, places, strict=True):
+    swatch = np.full((14, 14, 3), _PAPER if colour is None else colour, np.uint8)
+    swatch = _hatch(swatch, np.full((14, 14), colour is None))
+    picture.paste(Image.fromarray(swatch), (left, top))
+    draw.text((left + 19, top + 7), name, font=_font(), anchor="lm", fill=_INK)
+  return np.asarray(picture)

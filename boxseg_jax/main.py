@@ -1,0 +1,68 @@
+"""The command: configuration, workdir, mode -> one call. The only file with flags."""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from boxseg_jax.errors import InputError
+
+MODES = ("train", "evaluate", "study")
+
+
+def run() -> None:
+  """Entry point: one message and exit status 2 where the input is wrong."""
+  try:
+    app.run(_main, flags_parser=_parse_flags)
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse_flags(argv):
+  """Defines and parses flags; what is wrong with them is the user's input, not a bug."""
+  try:
+    _define_flags()
+    remaining = flags.FLAGS(argv)
+    _ = flags.FLAGS.config.arm  # a file that could not be loaded is told when it is asked for
+    if len(remaining) > 1:
+      raise InputError(f"unexpected argument {remaining[1]!r}; flags start with --")
+    return remaining
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    # ConfigDict wraps its message in the quotes of a KeyError.
+    text = str(error).strip("'\"").replace("\\'", "'").replace("\\n", " ")
+    raise InputError(f"in the flags: {text}") from None
+
+
+def _define_flags() -> None:
+  config_flags.DEFINE_config_file(
+    "config",
+    str(Path(__file__).with_name("config.py")),
+    "Configuration file, e.g. configs/nuclei.py or configs/camvid.py:gpu; the embedded "
+    "data set by default. --config.KEY=VALUE changes a key.",
+  )
+  flags.DEFINE_string("workdir", "runs/default", "Folder of the run.")
+  flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+  flags.DEFINE_bool("distributed", False, "One of several processes of a job.")
+  cache = Path.home() / ".cache" / "boxseg_jax"
+  flags.DEFINE_string("compilation_cache", str(cache), "Folder of compiled programs.")
+
+
+def _main(argv) -> None:
+  del argv
+  # Imported late, so that a misspelt flag is told at once.
+  from boxseg_jax import parallel
+  from boxseg_jax.apps import results, study
+  from boxseg_jax.training import loop
+
+  values = flags.FLAGS
+  logging.set_verbosity(logging.WARNING)  # Orbax tells every rename at level INFO
+  parallel.start(distributed=values.distributed, compilation_cache=values.compilation_cache)
+  modes = {"train": loop.train, "evaluate": results.evaluate_run, "study": study.run}
+  outcome = modes[values.mode](values.config, Path(values.workdir))
+  print(outcome if isinstance(outcome, str) else results.table(outcome))
+
+
+if __name__ == "__main__":
+  run()

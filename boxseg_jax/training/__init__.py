@@ -1,0 +1,1 @@
+"""Training: a pure step, its state, and one linear loop around it."""

@@ -1,0 +1,188 @@
+"""From the configuration to the parts that the loop and the applications put to work."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from boxseg_jax import augment, models
+from boxseg_jax import config as configuration
+from boxseg_jax.errors import InputError
+from boxseg_jax.evaluation import evaluate
+from boxseg_jax.losses import bootstrap
+from boxseg_jax.models import pretrained
+from boxseg_jax.parallel import AXIS, Parallel
+from boxseg_jax.training import optimizer as optimizers
+from boxseg_jax.training.state import TrainState, create_state
+from boxseg_jax.training.step import LossSettings, make_predict_fn, make_target_fn, make_train_step
+
+
+def make_model(config: ConfigDict):
+  """The network of `config.model`, with batch statistics synchronised over `AXIS`."""
+  options = {}
+  if config.model.name == "unet" and config.model.encoder.name == "conv":
+    options["width"] = config.model.width
+  if config.model.name == "deeplabv3plus":
+    options["output_stride"] = config.model.output_stride
+  if config.model.name != "erfnet":
+    options["encoder"] = config.model.encoder.name
+  if config.model.encoder.weights:
+    options |= pretrained.read_metadata(config.model.encoder.weights)
+  return models.build(
+    config.model.name,
+    num_classes=len(config.data.class_names),
+    norm=config.model.norm,
+    dtype=config.model.dtype,
+    axis_name=AXIS,
+    **options,
+  )
+
+
+def loss_settings(config: ConfigDict, class_weights) -> LossSettings:
+  """The loss of the configured arm.
+
+  Args:
+    config: the configuration.
+    class_weights: one per class.
+
+  Returns:
+    LossSettings, shares of the training turned into steps.
+
+  Raises:
+    InputError: unknown kind of bootstrapping.
+  """
+  if config.loss.bootstrap not in bootstrap.KINDS:
+    raise InputError(
+      f"config.loss.bootstrap is {config.loss.bootstrap!r}, but must be one of {bootstrap.KINDS}"
+    )
+  arm = configuration.arm(config)
+  steps = config.train.num_steps
+  return LossSettings(
+    num_classes=len(config.data.class_names),
+    uncertain=arm.uncertain,
+    bootstrap=arm.bootstrap,
+    bootstrap_start=round(config.loss.bootstrap_start * steps),
+    bootstrap_ramp=round(config.loss.bootstrap_ramp * steps),
+    class_weights=tuple(class_weights),
+  )
+
+
+def make_optimizer(config: ConfigDict):
+  """(optax transformation, learning rate by step) of `config.optimizer`."""
+  steps = config.train.num_steps
+  schedule = optimizers.make_schedule(
+    config.optimizer.schedule,
+    learning_rate=config.optimizer.learning_rate,
+    num_steps=steps,
+    warmup_steps=round(config.optimizer.warmup * steps),
+  )
+  transformation = optimizers.make_optimizer(
+    config.optimizer.name,
+    schedule=schedule,
+    weight_decay=config.optimizer.weight_decay,
+    momentum=config.optimizer.momentum,
+    clip_norm=config.optimizer.clip_norm,
+    encoder_rate=config.optimizer.encoder_rate,
+  )
+  return transformation, schedule
+
+
+def make_augment(config: ConfigDict) -> Callable:
+  """`(batch, keys) -> augmented batch` of `config.augment`."""
+  settings = config.augment
+  geometry = augment.Geometry(
+    scale=tuple(settings.scale),
+    rotation_degrees=settings.rotation_degrees,
+    flip=settings.flip,
+  )
+  photometry = augment.Photometry(
+    brightness=settings.brightness,
+    contrast=settings.contrast,
+    saturation=settings.saturation,
+    hue=settings.hue,
+  )
+  return partial(augment.augment, geometry=geometry, photometry=photometry)
+
+
+def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
+  """Parameters drawn from `config.seed`, the encoder's read from its file if there is one.
+
+  Args:
+    config: the configuration.
+    model: the network.
+    optimizer: optax transformation.
+
+  Returns:
+    TrainState at step 0, on the default device.
+  """
+  image = jnp.zeros((1, *config.data.canvas, 3))
+  variables = jax.jit(partial(model.init, train=False))(jax.random.key(config.seed), image)
+  if config.model.encoder.weights:
+    variables = pretrained.load_encoder(
+      variables, config.model.encoder.weights, encoder=config.model.encoder.name
+    )
+  return jax.jit(partial(create_state, optimizer=optimizer))(variables)
+
+
+def state_like(config: ConfigDict, model, optimizer, parallel: Parallel):
+  """Shapes and shardings of the state, without computing it: the target of a restore."""
+
+  def make(key):
+    image = jnp.zeros((1, *config.data.canvas, 3))
+    return create_state(model.init(key, image, train=False), optimizer=optimizer)
+
+  shapes = jax.eval_shape(make, jax.random.key(0))
+  return jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=parallel.replicated), shapes
+  )
+
+
+def compile_train_step(config: ConfigDict, model, optimizer, settings, parallel: Parallel):
+  """The training step over all devices; the state is donated."""
+  step = make_train_step(
+    model,
+    optimizer,
+    make_augment(config),
+    settings,
+    ema_decay=config.train.ema_decay,
+    seed=config.seed,
+    accumulate=config.optimizer.accumulate,
+    axis_name=AXIS,
+  )
+  return parallel.compile(step, donate_state=True)
+
+
+class Evaluators(NamedTuple):
+  """Compiled evaluations `(state, batch) -> sums`, see evaluation.evaluate.
+
+  Attributes:
+    segmentation: predictions against labels at the labels' resolution.
+    boxes: what boxes become against the true masks.
+  """
+
+  segmentation: Callable
+  boxes: Callable
+
+
+def compile_evaluators(model, settings: LossSettings, parallel: Parallel) -> Evaluators:
+  """Both evaluations over all devices."""
+
+  def prepared(sums_fn, **bound):
+    def run(state, batch):
+      return sums_fn(
+        state,
+        augment.prepare(batch),
+        num_classes=settings.num_classes,
+        axis_name=AXIS,
+        **bound,
+      )
+
+    return parallel.compile(run)
+
+  return Evaluators(
+    segmentation=prepared(evaluate.segmentation_sums, predict_fn=make_predict_fn(model)),
+    boxes=prepared(evaluate.box_sums, target_fn=make_target_fn(model, settings)),
+  )

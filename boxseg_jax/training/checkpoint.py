@@ -1,0 +1,83 @@
+"""Checkpoints with Orbax: asynchronous, atomic, the newest ones and the best."""
+
+import math
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `<workdir>/checkpoints`.
+
+  Orbax writes a checkpoint into a temporary folder and renames it when it is
+  complete, so a killed run never leaves half a checkpoint to be read.
+  """
+
+  def __init__(self, workdir, *, keep: int, best_metric: str):
+    """Opens or creates the folder.
+
+    Args:
+      workdir: folder of the run.
+      keep: how many of the newest are kept.
+      best_metric: name of the metric, higher is better, whose best checkpoint is kept too.
+    """
+    self._best_metric = best_metric
+    policies = [
+      checkpoint_managers.LatestN(keep),
+      checkpoint_managers.BestN(
+        get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False
+      ),
+    ]
+    self._manager = ocp.CheckpointManager(
+      Path(workdir).resolve() / "checkpoints",
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
+      ),
+    )
+
+  def _quality(self, metrics) -> float:
+    return metrics[self._best_metric]
+
+  def latest_step(self) -> int | None:
+    """Step of the newest complete checkpoint, None if there is none."""
+    return self._manager.latest_step()
+
+  def best_step(self) -> int | None:
+    """Step of the best evaluated checkpoint; the newest if none was evaluated."""
+    evaluated = {}
+    for step in self._manager.all_steps():
+      metrics = self._manager.metrics(step)
+      if metrics:
+        evaluated[step] = self._quality(metrics)
+    return max(evaluated, key=evaluated.get) if evaluated else self.latest_step()
+
+  def save(self, step: int, state, metrics: dict[str, float] | None) -> None:
+    """Saves in the background; the state may be donated as soon as this returns.
+
+    Args:
+      step: number of steps taken.
+      state: TrainState.
+      metrics: of the evaluation at this step, None if there was none. One without
+        the best metric (NaN) cannot be the best.
+    """
+    usable = metrics is not None and not math.isnan(metrics.get(self._best_metric, math.nan))
+    quality = {self._best_metric: float(metrics[self._best_metric])} if usable else None
+    self._manager.save(step, args=ocp.args.StandardSave(state), metrics=quality)
+
+  def restore(self, step: int, like):
+    """Reads a checkpoint.
+
+    Args:
+      step: which one.
+      like: pytree of jax.ShapeDtypeStruct with shardings.
+
+    Returns:
+      The state, laid out like `like`.
+    """
+    return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+
+  def close(self) -> None:
+    """Waits for what is still being written."""
+    self._manager.wait_until_finished()
+    self._manager.close()

@@ -1,0 +1,142 @@
+"""The training loop: one run from its configuration to its results."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from boxseg_jax.training import snapshots
+from boxseg_jax.training.metric_writer import MetricWriter
+from boxseg_jax.training.progress import Progress
+from boxseg_jax.training.run import Run
+
+
+class NonFiniteLossError(RuntimeError):
+  """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
+  """Trains, evaluates and leaves checkpoints, metrics and pictures in the workdir.
+
+  A run that was stopped at any point goes on when it is started again, and ends
+  in the same parameters: order of the data, augmentation and schedule depend on
+  the seed and the step alone.
+
+  Args:
+    config: complete configuration, see `boxseg_jax.config`.
+    workdir: folder of the run, made where it is missing.
+    report: takes lines of text for the person who waits.
+
+  Returns:
+    Metrics of the final evaluation by name, as in `<workdir>/result.json`.
+
+  Raises:
+    InputError: something in the configuration or the data is wrong.
+    NonFiniteLossError: the loss is no longer finite.
+  """
+  run = Run(config, workdir, report=report)
+  num_steps = config.train.num_steps
+
+  # Start, or go on where an earlier run of the same configuration stopped.
+  start_step = run.checkpoints.latest_step() or 0
+  if start_step:
+    report(f"Going on from the checkpoint of step {start_step}.")
+  state = run.restore(start_step) if start_step else run.first_state()
+  writer = MetricWriter(run.workdir)
+  writer.rewind(start_step)
+  progress = Progress(num_steps, batch_size=config.data.batch_size, start_step=start_step)
+
+  train_step = run.train_step()
+  window = Window()
+  results = None
+  for step, batch in enumerate(run.batches(start_step), start=start_step + 1):
+    state, metrics = train_step(state, run.parallel.put_batch(batch))
+    window.add(step, metrics)
+    progress.update(step)
+
+    if _due(step, config.train.log_every, num_steps):
+      logged = window.close()
+      progress.update(step, loss=logged["loss"], iou=logged["mask_iou"])
+      logged["learning_rate"] = float(run.schedule(step - 1))
+      logged["images_per_second"] = progress.images_per_second
+      writer.write(step, {f"train/{name}": value for name, value in logged.items()})
+
+    results = None
+    if _due(step, config.train.eval_every, num_steps):
+      with progress.paused():
+        results = run.measure(state)
+        writer.write(step, {f"eval/{name}": value for name, value in results.items()})
+        picture = run.snapshots.draw(state)
+        writer.write_image(step, "training_images", picture)
+        snapshots.save(run.workdir, step, picture)
+
+    if _due(step, config.train.checkpoint_every, num_steps):
+      # Nothing unchecked is saved: this waits for the step's loss.
+      window.settle()
+      with progress.paused():
+        run.checkpoints.save(step, state, results)
+
+  progress.close()
+  run.checkpoints.close()
+  writer.close()
+  if start_step == num_steps:  # it had finished already
+    results = run.measure(state)
+  return write_results(run.workdir, results)
+
+
+def write_results(workdir: Path, results: dict[str, float]) -> dict[str, float]:
+  """Writes `<workdir>/result.json`, the mark of a finished run; returns the results."""
+  (workdir / "result.json").write_text(json.dumps(results, indent=2) + "\n")
+  return results
+
+
+def _due(step, every, num_steps):
+  return step == num_steps or (every > 0 and step % every == 0)
+
+
+class Window:
+  """Training metrics since the last line of the log."""
+
+  def __init__(self):
+    """Starts empty."""
+    self._steps = []
+    self._running = None
+
+  def add(self, step: int, metrics) -> None:
+    """Takes a step's metrics, and looks at those of the step before.
+
+    The device works on this step while the host waits for the last one, so at most
+    two steps are under way.
+    """
+    self.settle()
+    self._running = (step, metrics)
+
+  def settle(self) -> None:
+    """Waits for the metrics still under way.
+
+    Raises:
+      NonFiniteLossError: names the step and the terms of the loss.
+    """
+    if self._running is None:
+      return
+    step, metrics = self._running
+    metrics, self._running = jax.device_get(metrics), None
+    if not math.isfinite(metrics["loss"]):
+      terms = ", ".join(f"{k} = {v}" for k, v in sorted(metrics.items()) if k.startswith("loss"))
+      raise NonFiniteLossError(f"the loss is not finite at step {step}: {terms}")
+    self._steps.append(metrics)
+
+  def close(self) -> dict[str, float]:
+    """Means over the steps, "mask_iou" from their summed overlaps; the window is empty then."""
+    self.settle()
+    stacked = {name: np.stack([m[name] for m in self._steps]) for name in self._steps[0]}
+    self._steps = []
+    intersection, union = stacked.pop("intersection").sum(0), stacked.pop("union").sum(0)
+    means = {name: float(values.mean()) for name, values in stacked.items()}
+    seen = union > 0
+    # On the mask images of the batches, as augmented: NaN where there were none.
+    means["mask_iou"] = float((intersection[seen] / union[seen]).mean()) if seen.any() else math.nan
+    return means

@@ -1,0 +1,148 @@
+"""How far a run is: one live line on a terminal, separate lines in a log file."""
+
+import collections
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+_WINDOW = 20  # intervals the rate is taken over: steady, yet follows a machine that slows down
+_REDRAW_SECONDS = 0.2  # eyes need no more, and a terminal over a network gets no more
+_COLUMNS = 79  # of 80: a full line would wrap on some terminals
+
+
+class Progress:
+  """Shows step, loss, IoU so far, images per second and the time left.
+
+  The rate leaves out compilation (everything before the first `update`) and what is run under
+  `paused`; the time left is that of the training steps alone.
+  """
+
+  def __init__(
+    self,
+    total_steps: int,
+    stream: TextIO | None = None,
+    *,
+    batch_size: int,
+    start_step: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Shows nothing yet.
+
+    Args:
+      total_steps: of the whole run.
+      stream: where to write; None = standard output. A terminal gets the live line.
+      batch_size: images per step, over all devices.
+      start_step: steps done by the runs that this one resumes.
+      clock: seconds.
+    """
+    self._total_steps = total_steps
+    self._stream = sys.stdout if stream is None else stream
+    self._live = self._stream.isatty()
+    self._batch_size = batch_size
+    self._clock = clock
+    self._step = start_step
+    self._values: dict[str, float] = {}
+    self._intervals = collections.deque(maxlen=_WINDOW)  # (steps, seconds)
+    self._mark: tuple[int, float] | None = None  # step and time at which the next one begins
+    self._drawn = ""
+    self._drawn_at = -math.inf
+
+  def update(self, step: int, *, loss: float | None = None, iou: float | None = None) -> None:
+    """Tells that `step` steps are done; cheap enough for every step.
+
+    Args:
+      step: number of steps done.
+      loss: of this step, where it was fetched from the device; a log file gets a line only then.
+      iou: the IoU so far; the last one that is not NaN stays on show.
+    """
+    self._step = step
+    if loss is not None:
+      self._values["loss"] = loss
+    if iou is not None and not math.isnan(iou):
+      self._values["IoU"] = iou
+    if self._mark is None:
+      self._mark = (step, self._clock())  # compiled by now
+    elif loss is not None and step > self._mark[0]:
+      # Only a fetched loss proves that the steps are done, not just on their way.
+      now = self._clock()
+      self._intervals.append((step - self._mark[0], now - self._mark[1]))
+      self._mark = (step, now)
+    if self._live:
+      self._draw(at_once=loss is not None)
+    elif loss is not None:
+      print(self.line(), file=self._stream, flush=True)
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """The time spent in this context (evaluation, checkpoints) is no training time."""
+    begin = self._clock()
+    try:
+      yield
+    finally:
+      if self._mark is not None:
+        self._mark = (self._mark[0], self._mark[1] + self._clock() - begin)
+
+  def message(self, text: str) -> None:
+    """Writes lines of text that stay, above the live line if there is one."""
+    self._erase()
+    print(text, file=self._stream, flush=True)
+    if self._live and self._mark is not None:
+      self._draw(at_once=True)
+
+  def close(self) -> None:
+    """Leaves the last live line standing and goes on below it."""
+    if self._drawn:
+      print(file=self._stream, flush=True)
+    self._drawn = ""
+
+  @property
+  def images_per_second(self) -> float:
+    """Rate over the recent steps; NaN as long as there is none."""
+    steps = sum(steps for steps, _ in self._intervals)
+    seconds = sum(seconds for _, seconds in self._intervals)
+    return steps * self._batch_size / seconds if seconds > 0 else math.nan
+
+  def line(self) -> str:
+    """What is on show, at most 79 characters."""
+    parts = [f"step {self._step}/{self._total_steps}"]
+    if "loss" in self._values:
+      parts.append(f"loss {_number(self._values['loss'])}")
+    if "IoU" in self._values:
+      parts.append(f"IoU {self._values['IoU']:.3f}")
+    rate = self.images_per_second
+    if rate > 0:
+      seconds = (self._total_steps - self._step) * self._batch_size / rate
+      parts += [f"{rate:.{0 if rate >= 100 else 1}f} images/s", f"{_duration(seconds)} left"]
+    return "  ".join(parts)[:_COLUMNS]
+
+  def _draw(self, at_once: bool) -> None:
+    """Writes the line over the last one."""
+    now = self._clock()
+    if not at_once and now - self._drawn_at < _REDRAW_SECONDS:
+      return
+    line = self.line()
+    self._stream.write("\r" + line.ljust(len(self._drawn)))
+    self._stream.flush()
+    self._drawn, self._drawn_at = line, now
+
+  def _erase(self) -> None:
+    """Wipes the live line, so that something else can stand there."""
+    if self._drawn:
+      self._stream.write("\r" + " " * len(self._drawn) + "\r")
+    self._drawn = ""
+
+
+def _number(value: float) -> str:
+  """Four digits behind the point where they say something, else an exponent."""
+  plain = not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1e4
+  return f"{value:.4f}" if plain else f"{value:.2e}"
+
+
+def _duration(seconds: float) -> str:
+  """H:mm:ss, or m:ss below an hour."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

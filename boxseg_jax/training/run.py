@@ -1,0 +1,130 @@
+"""One run: a configuration, its workdir, and everything opened for the two."""
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from boxseg_jax import config as configuration
+from boxseg_jax.data import training_set
+from boxseg_jax.errors import InputError
+from boxseg_jax.evaluation import evaluate
+from boxseg_jax.parallel import Parallel
+from boxseg_jax.training import build
+from boxseg_jax.training.checkpoint import Checkpoints
+from boxseg_jax.training.snapshots import Snapshots
+
+
+class Run:
+  """Data, network and checkpoints of a workdir, for training it and for what comes after.
+
+  Attributes:
+    config: the configuration.
+    workdir: folder of the run, a Path.
+    parallel: the devices.
+    training: data.training_set.TrainingSet.
+    judged: reader of the evaluation split.
+    model: the network.
+    optimizer: optax transformation.
+    schedule: learning rate by step.
+    settings: step.LossSettings.
+  """
+
+  def __init__(self, config: ConfigDict, workdir, *, report: Callable[[str], None] = print):
+    """Opens the workdir and reads and checks the data; nothing is computed yet.
+
+    Args:
+      config: complete configuration, see `boxseg_jax.config`.
+      workdir: folder of the run, made where it is missing.
+      report: takes lines of text for the person who waits.
+
+    Raises:
+      InputError: something in the configuration or the data is wrong.
+    """
+    self.config, self.workdir = config, Path(workdir)
+    self.parallel = Parallel(config.parallel.kind)
+    self.parallel.check_batch_size("data.batch_size", config.data.batch_size)
+    self.parallel.check_batch_size("eval.batch_size", config.eval.batch_size)
+    claim_workdir(config, self.workdir)
+    self.training = training_set.open_training_set(config, self.workdir, report=report)
+    self.judged = training_set.open_evaluation_set(config, report=report)
+    self.model = build.make_model(config)
+    self.optimizer, self.schedule = build.make_optimizer(config)
+    self.settings = build.loss_settings(config, self.training.class_weights)
+
+  @cached_property
+  def checkpoints(self) -> Checkpoints:
+    """The checkpoints in the workdir."""
+    train = self.config.train
+    return Checkpoints(self.workdir, keep=train.keep_checkpoints, best_metric=train.best_metric)
+
+  def first_state(self):
+    """The state of step 0 on all devices."""
+    return self.parallel.replicate(build.initial_state(self.config, self.model, self.optimizer))
+
+  def restore(self, step: int):
+    """The state of a checkpoint on all devices."""
+    like = build.state_like(self.config, self.model, self.optimizer, self.parallel)
+    return self.checkpoints.restore(step, like)
+
+  def train_step(self):
+    """The compiled training step, see `build.compile_train_step`."""
+    return build.compile_train_step(
+      self.config, self.model, self.optimizer, self.settings, self.parallel
+    )
+
+  def batches(self, start_step: int):
+    """Training batches from a step on, see `training_set.training_batches`."""
+    return training_set.training_batches(
+      self.training, self.config, start_step=start_step, parallel=self.parallel
+    )
+
+  @cached_property
+  def snapshots(self) -> Snapshots:
+    """Pictures of some training images."""
+    return Snapshots(self.config, self.model, self.settings, self.training)
+
+  @cached_property
+  def _evaluators(self) -> build.Evaluators:
+    return build.compile_evaluators(self.model, self.settings, self.parallel)
+
+  def measure(self, state) -> dict[str, float]:
+    """All metrics of a state by name, see `evaluation.evaluate.results`."""
+    totals = self._totals(self._evaluators.segmentation, state, self.judged)
+    if self.training.judged:
+      totals |= self._totals(self._evaluators.boxes, state, self.training.judged)
+    return evaluate.results(totals, self.config.data.class_names)
+
+  def _totals(self, sums_fn, state, reader):
+    batches = training_set.evaluation_batches(reader, self.config, self.parallel)
+    return evaluate.evaluate(sums_fn, state, batches, self.parallel.put_batch)
+
+
+def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+  """Writes the configuration into a new workdir, or compares it with the one there.
+
+  Args:
+    config: the configuration.
+    workdir: folder of the run.
+
+  Raises:
+    InputError: the workdir is of another configuration; names the differing keys.
+  """
+  path = workdir / "config.json"
+  flat = configuration.flatten(config)
+  if not path.exists():
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write_json(path, flat)
+    return
+  changed = configuration.differences(json.loads(path.read_text()), flat)
+  if changed:
+    raise InputError(
+      f"{workdir} holds a run of another configuration; choose another --workdir or undo:\n  "
+      + "\n  ".join(changed)
+    )
+
+
+def _write_json(path, value):
+  path.write_text(json.dumps(value, indent=2) + "\n")

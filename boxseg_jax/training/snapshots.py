@@ -1,0 +1,65 @@
+"""Pictures of what the network makes of a few training images, the same ones each time."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from boxseg_jax import augment
+from boxseg_jax.evaluation import evaluate, pictures
+from boxseg_jax.training.step import LossSettings, make_predict_fn, make_target_fn
+
+
+class Snapshots:
+  """Draws image, given label, boxes, prediction, sigma and bootstrapped target."""
+
+  def __init__(self, config: ConfigDict, model, settings: LossSettings, training):
+    """Chooses the images: box images first, since theirs is what changes.
+
+    Args:
+      config: the configuration.
+      model: the network.
+      settings: of the loss.
+      training: data.training_set.TrainingSet.
+    """
+    self._class_names = tuple(config.data.class_names)
+    chosen = np.concatenate([training.box_indices, training.mask_indices])[: config.eval.pictures]
+    examples = [training.reader(int(index)) for index in chosen]
+    self._batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+    known = [training.reader.evaluation(int(index))["labels"] for index in chosen]
+    self._true_labels = np.stack(known)
+    predict, target = make_predict_fn(model), make_target_fn(model, settings)
+
+    def look(state, batch):
+      prepared = augment.prepare(batch)
+      logits, sigma = predict(state, prepared)
+      predicted = evaluate.most_likely_class(logits)
+      return prepared, predicted, sigma, target(state, prepared)[0]
+
+    self._look = jax.jit(look)
+
+  def draw(self, state) -> np.ndarray:
+    """The pictures of one state: uint8 [page_height, page_width, 3]."""
+    prepared, predicted, sigma, target = jax.device_get(self._look(state, self._batch))
+    views = pictures.Views(
+      image=self._batch["image"],
+      given_labels=self._batch["labels"],
+      boxes=prepared["boxes"],
+      box_classes=prepared["box_classes"],
+      predicted=predicted,
+      sigma=sigma,
+      target=target,
+      true_labels=self._true_labels,
+      visible=prepared["visible"],
+      box_is_crowd=prepared["box_is_crowd"],
+    )
+    return pictures.panel(views, self._class_names)
+
+
+def save(workdir, step: int, picture: np.ndarray) -> Path:
+  """Writes `<workdir>/pictures/<step>.png` and returns its path."""
+  path = Path(workdir) / "pictures" / f"{step:07d}.png"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pictures.save_png(path, picture)
+  return path

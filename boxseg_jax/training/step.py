@@ -1,0 +1,246 @@
+"""The training step: a pure function of state and batch.
+
+Written over a named axis: each device sees its part of the global batch, and
+sums are taken with psum before the one division, so that the result does not
+depend on how the batch is split.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from boxseg_jax.losses import bootstrap, objective, uncertainty
+from boxseg_jax.training.state import TrainState, update_ema
+
+
+class LossSettings(NamedTuple):
+  """What the objective needs to know.
+
+  Attributes:
+    num_classes: number of classes with the background.
+    uncertain: whether boxes are taken with the uncertainty loss.
+    bootstrap: "none", "hard" or "soft".
+    bootstrap_start: first step with bootstrapped targets.
+    bootstrap_ramp: steps until they count fully.
+    class_weights: one weight per class.
+  """
+
+  num_classes: int
+  uncertain: bool
+  bootstrap: str
+  bootstrap_start: int
+  bootstrap_ramp: int
+  class_weights: tuple[float, ...]
+
+
+def example_keys(seed: int, step, local_batch: int, axis_name: str):
+  """One PRNG key per example, from its position in the global batch.
+
+  Args:
+    seed: of the run.
+    step: int32 scalar.
+    local_batch: examples on this device.
+    axis_name: axis over the devices.
+
+  Returns:
+    Keys [local_batch]; the same whatever the number of devices.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  position = jax.lax.axis_index(axis_name) * local_batch + jnp.arange(local_batch)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, position)
+
+
+def box_targets(model, ema, batch, boxes, step, settings: LossSettings):
+  """Targets inside boxes, from the moving average of the network where it teaches.
+
+  Args:
+    model: the network.
+    ema: {"params", "batch_stats"}.
+    batch: augmented batch.
+    boxes: losses.boxes.BoxLabels of the batch.
+    step: int32 scalar.
+    settings: of the loss.
+
+  Returns:
+    float32 [batch, height, width, num_classes].
+  """
+  of_box = jax.nn.one_hot(boxes.box_class, settings.num_classes)
+  if settings.bootstrap == "none":
+    return of_box
+  strength = bootstrap.strength_at(
+    step, start=settings.bootstrap_start, ramp=settings.bootstrap_ramp
+  )
+
+  def teach():
+    teacher = model.apply(ema, batch["image"], train=False)
+    logits = uncertainty.class_logits(teacher.logits)
+    return bootstrap.targets(settings.bootstrap, logits, teacher.sigma, boxes, strength=strength)
+
+  # Before its start bootstrapping costs nothing: the teacher is not even run.
+  return jax.lax.cond(strength > 0, teach, lambda: of_box)
+
+
+def _mask_overlap(logits, labels, in_mask, num_classes):
+  """Intersection and union [num_classes - 1] of foreground classes on mask pixels."""
+  predicted = jnp.argmax(uncertainty.class_logits(logits), axis=-1)
+  pairs = [(predicted == c, labels == c) for c in range(1, num_classes)]
+  return {
+    "intersection": jnp.stack([jnp.sum(p & l & in_mask, dtype=jnp.float32) for p, l in pairs]),
+    "union": jnp.stack([jnp.sum((p | l) & in_mask, dtype=jnp.float32) for p, l in pairs]),
+  }
+
+
+def make_loss(model, settings: LossSettings) -> Callable:
+  """Binds the network and the settings.
+
+  Args:
+    model: the network.
+    settings: of the loss.
+
+  Returns:
+    `(params, batch_stats, ema, step, batch) -> (total, (sums, batch_stats))`, where
+    total and sums are those of `objective.objective`, to be divided by sums["weight"].
+  """
+  class_weights = jnp.asarray(settings.class_weights, jnp.float32)
+
+  def loss(params, batch_stats, ema, step, batch):
+    boxes = objective.read_boxes(batch, settings.num_classes)
+    target = box_targets(model, ema, batch, boxes, step, settings)
+    outputs, updated = model.apply(
+      {"params": params, "batch_stats": batch_stats},
+      batch["image"],
+      train=True,
+      mutable=["batch_stats"],
+    )
+    total, sums = objective.objective(
+      outputs.logits,
+      outputs.sigma,
+      batch,
+      boxes,
+      target,
+      uncertain=settings.uncertain,
+      class_weights=class_weights,
+    )
+    in_mask = objective.pixel_roles(batch, boxes).in_mask
+    sums |= _mask_overlap(outputs.logits, batch["labels"], in_mask, settings.num_classes)
+    return total, (sums, updated.get("batch_stats", batch_stats))
+
+  return loss
+
+
+def _accumulated_gradients(loss, state: TrainState, batch, accumulate: int):
+  """Summed gradients and sums over micro-batches, and the last batch statistics."""
+  gradient = jax.grad(loss, has_aux=True)
+
+  def add(carry, micro):
+    batch_stats, totals = carry
+    grads, (sums, batch_stats) = gradient(state.params, batch_stats, state.ema, state.step, micro)
+    return (batch_stats, jax.tree.map(jnp.add, totals, (grads, sums))), None
+
+  if accumulate == 1:
+    grads, (sums, stats) = gradient(state.params, state.batch_stats, state.ema, state.step, batch)
+    return grads, sums, stats
+  micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+  first = jax.tree.map(lambda x: x[0], micros)
+  shapes = jax.eval_shape(gradient, state.params, state.batch_stats, state.ema, state.step, first)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][0]))
+  (stats, (grads, sums)), _ = jax.lax.scan(add, (state.batch_stats, zeros), micros)
+  return grads, sums, stats
+
+
+def make_train_step(
+  model,
+  optimizer: optax.GradientTransformation,
+  augment: Callable,
+  settings: LossSettings,
+  *,
+  ema_decay: float,
+  seed: int,
+  accumulate: int,
+  axis_name: str,
+) -> Callable:
+  """Binds everything static once.
+
+  Args:
+    model: the network, `apply(variables, image, train=...) -> models.Outputs`.
+    optimizer: optax transformation.
+    augment: `(batch, keys) -> augmented batch`.
+    settings: of the loss.
+    ema_decay: of the moving average.
+    seed: of the augmentation.
+    accumulate: micro-batches per device and step.
+    axis_name: axis over the devices.
+
+  Returns:
+    `(state, batch) -> (state, metrics)`. Metrics are float32 sums over the global
+    batch or its means: "loss" and its terms, "certainty_box" (mean inside boxes),
+    "grad_norm", "intersection" and "union" [num_classes - 1].
+  """
+  loss = make_loss(model, settings)
+
+  def train_step(state: TrainState, batch):
+    keys = example_keys(seed, state.step, batch["image"].shape[0], axis_name)
+    batch = augment(batch, keys)
+    grads, sums, batch_stats = _accumulated_gradients(loss, state, batch, accumulate)
+    grads, sums = jax.lax.psum((grads, sums), axis_name)
+    # The floor keeps a batch without a single counted pixel finite.
+    weight = jnp.maximum(sums.pop("weight"), 1.0)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = update_ema(state.ema, params, batch_stats, step=state.step, decay=ema_decay)
+
+    metrics = {name: sums.pop(name) / weight for name in ("loss_mask", "loss_outside", "loss_box")}
+    metrics["loss"] = sum(metrics.values())
+    metrics["certainty_box"] = sums.pop("certainty_box") / jnp.maximum(sums.pop("box_pixels"), 1.0)
+    metrics["grad_norm"] = optax.global_norm(grads)
+    state = TrainState(state.step + 1, params, batch_stats, ema, opt_state)
+    return state, metrics | sums
+
+  return train_step
+
+
+def make_predict_fn(model) -> Callable:
+  """`(state, batch) -> (logits, sigma)` with the moving average, for evaluation.
+
+  Args:
+    model: the network.
+
+  Returns:
+    A pure function; batch as from `augment.prepare`, logits float32
+    [batch, height, width, K], sigma float32 [batch, height, width].
+  """
+
+  def predict(state: TrainState, batch):
+    outputs = model.apply(state.ema, batch["image"], train=False)
+    return outputs.logits, outputs.sigma
+
+  return predict
+
+
+def make_target_fn(model, settings: LossSettings) -> Callable:
+  """`(state, batch) -> (target, sigma, inside, box_class)`: what boxes become, for evaluation.
+
+  Args:
+    model: the network.
+    settings: of the loss.
+
+  Returns:
+    A pure function: target float32 [batch, height, width, num_classes], inside boxes
+    that of the bootstrapping at full strength and outside background; sigma float32,
+    inside bool, box_class int32, each [batch, height, width].
+  """
+
+  def target(state: TrainState, batch):
+    boxes = objective.read_boxes(batch, settings.num_classes)
+    outputs = model.apply(state.ema, batch["image"], train=False)
+    logits = uncertainty.class_logits(outputs.logits)
+    inside = bootstrap.targets(settings.bootstrap, logits, outputs.sigma, boxes, strength=1.0)
+    background = jax.nn.one_hot(jnp.zeros_like(boxes.box_class), settings.num_classes)
+    whole = jnp.where(boxes.inside[..., None], inside, background)
+    return whole, outputs.sigma, boxes.inside, boxes.box_class
+
+  return target

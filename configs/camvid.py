@@ -1,0 +1,43 @@
+"""CamVid, vehicles and persons: the small stand-in for the paper's CityScapes task.
+
+    python -m boxseg_jax.main --config=configs/camvid.py --workdir=runs/camvid
+    python -m boxseg_jax.main --config=configs/camvid.py:gpu --workdir=runs/camvid-gpu
+
+Index PNGs and a boxes json, `<root>/{train,val,test}/{images/,labels/,instances.json}`.
+The default is for two CPU cores (U-Net on EfficientNet-Lite0 at 240x180), `:gpu` is
+DeepLabV3+ on ResNet-50 at 480x360; `:smoke` takes a few steps.
+"""
+
+from boxseg_jax import config as defaults
+
+
+def get_config(variant=""):
+  config = defaults.get_config()
+  config.data.source = "labels"
+  config.data.root = "../shared/data/camvid"
+  config.data.class_names = ("background", "car", "pedestrian", "bicyclist")
+  config.data.canvas = (180, 240)
+  config.data.mask_fraction = 0.18
+  config.data.mask_images_per_batch = 2
+  config.model.encoder.name = "efficientnet_lite0"
+  config.model.encoder.weights = "../shared/weights/efficientnet_lite0_imagenet.safetensors"
+  config.loss.class_weights = (1.0, 1.0, 4.0, 4.0)
+  config.optimizer.encoder_rate = 0.3
+  config.train.num_steps = 800
+  if variant == "gpu":
+    config.data.canvas = (360, 480)
+    config.data.batch_size = 16
+    config.data.mask_images_per_batch = 4
+    config.eval.batch_size = 16
+    config.model.name = "deeplabv3plus"
+    config.model.encoder.name = "resnet50"
+    config.model.encoder.weights = "../shared/weights/resnet50_v1_imagenet.safetensors"
+    config.model.dtype = "bfloat16"
+    config.train.num_steps = 6000
+    config.train.eval_every = 1000
+    config.train.checkpoint_every = 1000
+  if variant == "smoke":
+    config.data.canvas = (36, 48)
+    config.train.num_steps = 2
+    config.eval.box_images = 4
+  return config

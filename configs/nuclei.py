@@ -1,0 +1,28 @@
+"""Nuclei in microscope photographs (Data Science Bowl 2018): a binary task, from scratch.
+
+    python -m boxseg_jax.main --config=configs/nuclei.py --workdir=runs/nuclei
+
+A set in COCO's format, `<root>/{train,test}/{instances.json,images/}`.
+`configs/nuclei.py:smoke` takes a few steps.
+"""
+
+from boxseg_jax import config as defaults
+
+
+def get_config(variant=""):
+  config = defaults.get_config()
+  config.data.source = "coco"
+  config.data.root = "../shared/data/nuclei"
+  config.data.class_names = ("background", "nucleus")
+  config.data.canvas = (128, 128)
+  config.data.mask_fraction = 0.18
+  config.data.mask_images_per_batch = 2
+  config.augment.flip = 0.5
+  config.train.num_steps = 600
+  config.train.checkpoint_every = 200
+  if variant == "smoke":
+    config.data.canvas = (32, 32)
+    config.model.width = 4
+    config.train.num_steps = 4
+    config.eval.box_images = 4
+  return config
