@@ -2,7 +2,11 @@
 
     python -m boxseg_jax.main --config=configs/nuclei.py --workdir=runs/nuclei
 
-A set in COCO's format, `<root>/{train,test}/{instances.json,images/}`.
+A set in COCO's format, `<root>/{train,test}/{instances.json,images/}`; about 6
+minutes on two cores. `launch/results/nuclei.md` holds the table of
+
+    python -m boxseg_jax.main --mode=study --config=configs/nuclei.py:study --workdir=runs/nuclei
+
 `configs/nuclei.py:smoke` takes a few steps.
 """
 
@@ -17,9 +21,11 @@ def get_config(variant=""):
   config.data.canvas = (128, 128)
   config.data.mask_fraction = 0.18
   config.data.mask_images_per_batch = 2
-  config.augment.flip = 0.5
   config.train.num_steps = 600
   config.train.checkpoint_every = 200
+  if variant == "study":
+    config.study.mask_fractions = (0.02, 0.18)
+    config.study.seeds = (0, 1, 2)
   if variant == "smoke":
     config.data.canvas = (32, 32)
     config.model.width = 4

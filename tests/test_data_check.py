@@ -70,7 +70,10 @@ def test_label_maps_are_checked(tmp_path):
   with pytest.raises(InputError) as error:
     run(records)
   first, second = str(error.value).splitlines()[1:]
-  assert "train/labels/a.png" in first and "2 pixels of its mask have label 3; the highest class is 2" in first
+  assert (
+    "train/labels/a.png" in first
+    and "2 pixels of its mask have label 3; the highest class is 2" in first
+  )
   assert "train/labels/b.png: the file is 29 x 20" in second
 
 

@@ -148,13 +148,17 @@ def test_reading_ahead_is_bounded_and_ends_with_the_consumer():
   next(found)
   time.sleep(0.1)
   assert len(asked) <= 4 * 4
-  before = threading.active_count()
+  assert reading_threads()
   found.close()
   for _ in range(100):
-    if threading.active_count() <= before - 3:
-      break
+    if not reading_threads():
+      return
     time.sleep(0.02)
-  assert threading.active_count() <= before - 3
+  raise AssertionError(reading_threads())
+
+
+def reading_threads():
+  return [thread for thread in threading.enumerate() if thread.name.startswith("boxseg-read")]
 
 
 ONE_PROCESS = {"batch_size": 4, "process_index": 0, "process_count": 1}

@@ -103,8 +103,8 @@ def test_scenes_hold_what_makes_boxes_hard(records):
   assert overlapping > 8 and occluded > 8
 
 
-def test_colour_alone_does_not_tell_objects():
-  """A nearest-neighbour lookup of colours is far from the labels."""
+def test_colour_is_a_hint_but_not_enough():
+  """A table from colour to class, counted on other images, is neither useless nor right."""
   train, test = (shapes.load(split, 30, 0, NAMES) for split in ("train", "test"))
   cells, votes = 12, np.zeros((12, 12, 12, 4))
   for record in train:
@@ -117,7 +117,7 @@ def test_colour_alone_does_not_tell_objects():
     labels = record.read_labels()
     intersection += np.count_nonzero((guess == labels) & (labels > 0))
     union += np.count_nonzero((guess > 0) | (labels > 0))
-  assert intersection / union < 0.55
+  assert 0.4 < intersection / union < 0.7
 
 
 def test_outlines_by_hand():
@@ -160,4 +160,4 @@ def test_reading_is_cheap(records):
   start = time.process_time()
   for record in records:
     record.read_image()
-  assert (time.process_time() - start) / len(records) < 0.06  # about 0.01 on an idle core
+  assert (time.process_time() - start) / len(records) < 0.06  # about 0.008 on an idle core

@@ -274,6 +274,34 @@ def test_the_configured_source_is_used(tmp_path):
     data.load_records(config, "train")
 
 
+def test_splits_can_be_cut_by_position(tmp_path):
+  write_set(tmp_path / "train", [], images=[f"{name}.png" for name in "abcde"])
+  config = ConfigDict({"source": "labels", "root": str(tmp_path), "class_names": CLASSES})
+  names = {
+    split: "".join(record.image_id[0] for record in data.load_records(config, split))
+    for split in ("train", "train[:2]", "train[2:]", "train[1:3]")
+  }
+  assert list(names.values()) == ["abcde", "ab", "cde", "bc"]
+  with pytest.raises(InputError, match=r"'train\[5:\]' holds no image"):
+    data.load_records(config, "train[5:]")
+
+
+def test_made_scenes_are_cut_from_the_split_that_they_are_part_of():
+  config = ConfigDict(
+    {
+      "source": "shapes",
+      "class_names": ("background", "star"),
+      "train_split": "train[:4]",
+      "eval_split": "train[4:]",
+      "shapes": {"num_train": 6, "num_eval": 3, "seed": 0},
+    }
+  )
+  first, rest = (data.load_records(config, config[f"{kind}_split"]) for kind in ("train", "eval"))
+  assert (len(first), len(rest)) == (4, 2)
+  assert len(data.load_records(config, "test")) == 3
+  assert not {r.image_id for r in first} & {r.image_id for r in rest}
+
+
 @pytest.mark.skipif(not (SHARED / "data").exists(), reason="the real data sets are not here")
 def test_real_masks_agree_with_pycocotools_and_with_index_images():
   root = str(SHARED / "data" / "nuclei")

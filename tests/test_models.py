@@ -64,7 +64,9 @@ def test_outputs_have_the_size_of_the_input_in_float32(name, options, train, dty
   apply = lambda v: module.apply(v, jnp.zeros(ODD), train=train, mutable=["batch_stats"])  # noqa: E731
   outputs, state = jax.eval_shape(apply, variables)
   assert outputs.logits.shape == (2, 45, 61, 4) and outputs.sigma.shape == (2, 45, 61)
-  assert {leaf.dtype for leaf in jax.tree.leaves((outputs, variables, state))} == {jnp.float32}
+  assert {leaf.dtype for leaf in jax.tree.leaves((outputs, variables, state))} == {
+    jnp.dtype("float32")
+  }
   assert jax.tree.structure(state["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
 
 
@@ -81,14 +83,17 @@ def test_group_norm_keeps_no_statistics_and_ignores_the_rest_of_the_batch(option
     return
   image = random_image((2, 20, 24, 3))
   variables = initialise(module, image)
-  both = module.apply(variables, image, train=True)
-  alone = module.apply(variables, image[:1], train=True)
-  np.testing.assert_allclose(both.logits[:1], alone.logits, atol=1e-4)
+  apply = jax.jit(lambda x: module.apply(variables, x, train=True).logits)
+  np.testing.assert_allclose(apply(image)[:1], apply(image[:1]), atol=1e-4)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(3, 1), (16, 4), (24, 6), (112, 28), (320, 32)])
 def test_group_count_divides_and_leaves_four_channels(channels, groups):
   assert layers.group_count(channels) == groups
+
+
+def predict(module, variables, image):
+  return jax.jit(lambda v, x: module.apply(v, x, train=False))(variables, image)
 
 
 def test_every_parameter_and_pixel_matters():
@@ -115,8 +120,8 @@ def test_every_parameter_and_pixel_matters():
 def test_bfloat16_is_close_to_float32():
   image = random_image((2, 32, 32, 3))
   variables = initialise(small_unet(), image)
-  exact = small_unet().apply(variables, image, train=False)
-  rounded = small_unet(dtype="bfloat16").apply(variables, image, train=False)
+  exact = predict(small_unet(), variables, image)
+  rounded = predict(small_unet(dtype="bfloat16"), variables, image)
   error = jnp.abs(rounded.logits - exact.logits).max() / jnp.abs(exact.logits).max()
   assert 1e-6 < error < 0.05
 
@@ -129,14 +134,16 @@ def test_synchronised_statistics_are_those_of_the_whole_batch():
   def step(module, image):
     return module.apply(variables, image, train=True, mutable=["batch_stats"])
 
-  whole, whole_state = step(together, image)
+  whole, whole_state = jax.jit(lambda x: step(together, x))(image)
   split = image.reshape(2, 2, 16, 20, 3)
-  parts, part_state = jax.vmap(lambda x: step(apart, x), axis_name="devices")(split)
+  parts, part_state = jax.jit(jax.vmap(lambda x: step(apart, x), axis_name="devices"))(split)
   np.testing.assert_allclose(parts.logits.reshape(whole.logits.shape), whole.logits, atol=2e-4)
   for part, full in zip(jax.tree.leaves(part_state), jax.tree.leaves(whole_state), strict=True):
     np.testing.assert_allclose(part[0], part[1])
     np.testing.assert_allclose(part[0], full, rtol=1e-4, atol=1e-5)
-  alone, _ = step(together, image[:2])  # without it the halves would differ visibly
+  alone, _ = jax.jit(lambda x: step(together, x))(
+    image[:2]
+  )  # without it the halves would differ visibly
   assert jnp.abs(alone.logits - whole.logits[:2]).max() > 1e-2
 
 
@@ -157,7 +164,7 @@ def test_sigma_is_never_negative():
   module = small_unet()
   variables = initialise(module, image)
   variables["params"]["head"]["sigma"]["bias"] = jnp.array([-200.0])
-  sigma = module.apply(variables, image, train=False).sigma
+  sigma = predict(module, variables, image).sigma
   assert jnp.all(sigma >= 0) and sigma.max() < 1e-6
 
 
@@ -200,7 +207,7 @@ def test_dilation_computes_the_strided_features_at_more_places(monkeypatch, dept
     depth, style=Style(), stride_in_1x1=stride_in_1x1, output_stride=stride
   )
   variables = initialise(make(32), image)
-  coarse, fine = (make(stride).apply(variables, image, train=False) for stride in (32, 8))
+  coarse, fine = (predict(make(stride), variables, image) for stride in (32, 8))
   assert [f.shape[1] for f in fine[2:]] == [9, 9, 9] and coarse[4].shape[1] == 3
   np.testing.assert_allclose(fine[3][:, ::2, ::2], coarse[3], atol=1e-5)
   np.testing.assert_allclose(fine[4][:, ::4, ::4], coarse[4], atol=1e-5)
@@ -231,9 +238,11 @@ def test_depthwise_ways_agree_in_value_and_gradient(side, stride, size):
   kernel = jnp.asarray(random.standard_normal((side, side, 1, 6)), jnp.float32)
 
   def both(way):
-    value, pull = jax.vjp(lambda x, kernel: way(x, kernel, stride), x, kernel)
-    weights = jnp.cos(jnp.arange(value.size, dtype=jnp.float32)).reshape(value.shape)
-    return value, pull(weights)
+    def pulled(x, kernel):
+      value, pull = jax.vjp(lambda x, kernel: way(x, kernel, stride), x, kernel)
+      return value, pull(jnp.cos(jnp.arange(value.size, dtype=jnp.float32)).reshape(value.shape))
+
+    return jax.jit(pulled)(x, kernel)
 
   by_taps, by_conv = both(depthwise.depthwise_by_taps), both(depthwise.depthwise_by_conv)
   for mine, theirs in zip(jax.tree.leaves(by_taps), jax.tree.leaves(by_conv), strict=True):

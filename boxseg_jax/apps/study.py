@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from boxseg_jax import config as configuration
 from boxseg_jax.training import loop
 from boxseg_jax.training.run import claim_workdir
 
@@ -56,9 +57,14 @@ def cells(config: ConfigDict) -> list[Cell]:
 
 
 def cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
-  """The configuration of one run; differs from the study's in arm, fraction and seeds only."""
+  """The configuration of one run; differs from the study's in arm, fraction and seeds only.
+
+  Its own `study` part is emptied, so that a study of more seeds or arms takes over
+  the runs of a smaller one, and parts of a study can be run side by side.
+  """
   own = config.copy_and_resolve_references()
   with own.unlocked():
+    own.study = configuration.get_config().study
     own.arm = cell.arm
     own.seed = cell.seed
     own.data.split_seed = cell.seed

@@ -56,7 +56,7 @@ def load_records(config_data: ConfigDict, split: str) -> list[Record]:
 def _load_shapes(config_data: ConfigDict, split: str) -> list[Record]:
   from boxseg_jax.data import shapes
 
-  is_train = split == config_data.train_split
+  is_train = split == config_data.train_split.partition("[")[0]
   count = config_data.shapes.num_train if is_train else config_data.shapes.num_eval
   return shapes.load(split, count, config_data.shapes.seed, config_data.class_names)
 

@@ -2,8 +2,9 @@
 
 Stars, crescents and triangles lie among distractors (ellipses, bars, blobs) on a
 textured ground, cover each other in random order, and are cut off by the border.
-Colour is a hint at the class that misleads now and then, so that form counts, too. The forms fill a third to a half of their boxes: a box filled with
-its class is a bad mask. Each image is a pure function of (seed, split, index).
+Colour is a hint at the class that misleads now and then, so that form counts, too.
+The forms fill a third to a half of their boxes: a box filled with its class is a bad
+mask. Each image is a pure function of (seed, split, index).
 """
 
 import colorsys

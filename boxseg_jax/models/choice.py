@@ -21,9 +21,10 @@ def pick(table: Mapping[str, Any], name: str, what: str) -> Any:
   """
   if name in table:
     return table[name]
-  nearest = difflib.get_close_matches(str(name), list(table), n=1, cutoff=0.5)
+  known = [str(key) for key in table]
+  nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
   hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-  raise InputError(f"unknown {what} {name!r}{hint} (known: {', '.join(map(str, table))})")
+  raise InputError(f"unknown {what} {name!r}{hint} (known: {', '.join(known) or 'none'})")
 
 
 def construct(constructor: Callable, options: Mapping[str, Any], what: str, **fixed) -> Any:

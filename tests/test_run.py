@@ -1,0 +1,273 @@
+"""Whole runs on the embedded data set: stop and go on, refuse, skip, compare."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from boxseg_jax import config as configuration
+from boxseg_jax.apps import results, study
+from boxseg_jax.data import training_set
+from boxseg_jax.errors import InputError
+from boxseg_jax.training import loop
+from boxseg_jax.training.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def small(**changes):
+  """A run of six tiny steps on as many devices as there are."""
+  config = configuration.get_config()
+  config.update_from_flattened_dict(
+    {
+      "data.shapes.num_train": 16,
+      "data.shapes.num_eval": 4,
+      "data.canvas": (32, 32),
+      "data.mask_fraction": 0.25,
+      "data.pipeline": "numpy",
+      "model.width": 2,
+      "train.num_steps": 6,
+      "train.log_every": 2,
+      "train.checkpoint_every": 2,
+      "eval.box_images": 4,
+      "eval.pictures": 2,
+      **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+  )
+  return config
+
+
+def last_state(config, workdir):
+  run = Run(config, workdir, report=lambda line: None)
+  return jax.device_get(run.restore(run.checkpoints.latest_step()))
+
+
+def assert_same_bits(one, other):
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """(configuration, workdir, results, lines of the report) of a run that nothing interrupted."""
+  config, workdir, lines = small(), tmp_path_factory.mktemp("run"), []
+  return config, workdir, loop.train(config, workdir, report=lines.append), lines
+
+
+class TestWhatARunLeavesBehind:
+  def test_results_are_shares_of_every_kind(self, finished):
+    config, workdir, named, _ = finished
+    assert json.loads((workdir / "result.json").read_text()) == named
+    assert {"foreground_iou", "miou", "pixel_accuracy", "boxes/mask_iou"} <= named.keys()
+    assert {f"iou/{name}" for name in config.data.class_names} <= named.keys()
+    assert all(0 <= value <= 1 for value in named.values())
+
+  def test_every_step_of_the_log_once(self, finished):
+    _, workdir, _, _ = finished
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "train/loss" in line]
+    assert steps == [2, 4, 6]
+    assert all(line["train/loss"] > 0 for line in lines if "train/loss" in line)
+
+  def test_pictures_split_and_checkpoints(self, finished):
+    _, workdir, _, lines = finished
+    assert (workdir / "pictures" / "0000006.png").stat().st_size > 1000
+    split = json.loads((workdir / "split.json").read_text())
+    assert sorted(len(ids) for ids in split.values() if isinstance(ids, list)) == [4, 12]
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {"4", "6"}
+    assert any("4 with masks" in line for line in lines)
+
+  def test_evaluating_the_checkpoint_gives_the_same_numbers(self, finished):
+    config, workdir, named, _ = finished
+    again = results.evaluate_run(config, workdir, report=lambda line: None)
+    assert again == pytest.approx(named, nan_ok=True)
+    assert "foreground_iou" in results.table(again)
+
+  def test_starting_a_finished_run_again_only_measures(self, finished):
+    config, workdir, named, _ = finished
+    lines = []
+    assert loop.train(config, workdir, report=lines.append) == pytest.approx(named, nan_ok=True)
+    assert any("step 6" in line for line in lines)
+
+
+class TestGoingOn:
+  def test_stopped_by_an_exception_between_checkpoints(self, finished, tmp_path, monkeypatch):
+    """Stops at step 5, one step after a checkpoint: step 5 is done again, and the bits agree."""
+    config, workdir, _, _ = finished
+    settle = loop.Window.add
+
+    def stop_at_five(window, step, metrics):
+      if step == 5:
+        raise KeyboardInterrupt
+      settle(window, step, metrics)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+      patch.setattr(loop.Window, "add", stop_at_five)
+      loop.train(config, tmp_path, report=lambda line: None)
+    lines = []
+    loop.train(config, tmp_path, report=lines.append)
+    assert any("step 4" in line for line in lines)
+    assert_same_bits(last_state(config, workdir), last_state(config, tmp_path))
+    logged = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [s for line in logged if "train/loss" in line for s in [json.loads(line)["step"]]] == [2, 4, 6]
+
+  def test_killed_at_any_moment(self, tmp_path):
+    """SIGKILL again and again, at moments that differ; the same command ends in the same bits."""
+    config = small(train__num_steps=30, train__log_every=5, train__checkpoint_every=5)
+    command = _command(config, tmp_path / "killed")
+    whole = subprocess.run(_command(config, tmp_path / "whole"), check=False, **_CHILD)
+    assert whole.returncode == 0, whole.stderr
+    kills = 0
+    for attempt in range(4):
+      child = subprocess.Popen(command, **_CHILD)
+      newest = _newest_checkpoint(tmp_path / "killed")
+      deadline = time.monotonic() + 120
+      while child.poll() is None and time.monotonic() < deadline:
+        if _newest_checkpoint(tmp_path / "killed") > newest:
+          time.sleep(0.02 * attempt)
+          child.send_signal(signal.SIGKILL)
+          kills += 1
+          break
+        time.sleep(0.002)
+      child.communicate()
+    final = subprocess.run(command, check=False, **_CHILD)
+    assert final.returncode == 0, final.stderr
+    assert kills >= 2
+    assert_same_bits(last_state(config, tmp_path / "whole"), last_state(config, tmp_path / "killed"))
+
+  def test_another_configuration_is_refused_with_its_keys(self, finished):
+    config, workdir, _, _ = finished
+    other = small(optimizer__learning_rate=1e-2)
+    with pytest.raises(InputError, match=r"optimizer\.learning_rate: 0\.002 -> 0\.01"):
+      loop.train(other, workdir, report=lambda line: None)
+    assert config.optimizer.learning_rate == 2e-3
+
+
+_CHILD = {
+  "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
+  "env": {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+}
+
+
+def _command(config, workdir):
+  flat = configuration.flatten(config)
+  default = configuration.flatten(configuration.get_config())
+  changed = [key for key in flat if flat[key] != default[key]]
+  values = {key: tuple(flat[key]) if isinstance(flat[key], list) else flat[key] for key in changed}
+  return [
+    sys.executable, "-m", "boxseg_jax.main", f"--workdir={workdir}",
+    f"--compilation_cache={workdir.parent / 'xla'}",
+    *(f"--config.{key}={value}" for key, value in values.items()),
+  ]
+
+
+def _newest_checkpoint(workdir):
+  folder = workdir / "checkpoints"
+  names = [path.name for path in folder.iterdir()] if folder.exists() else []
+  return max((int(name) for name in names if name.isdigit()), default=-1)
+
+
+class TestArms:
+  def test_masks_of_box_images_never_reach_training(self, finished, tmp_path, monkeypatch):
+    """Garbage in the hidden masks changes not one bit of the training."""
+    config, workdir, _, _ = finished
+    load = training_set.data.load_records
+
+    def load_garbage(config_data, split):
+      records = load(config_data, split)
+      if split != config_data.train_split:
+        return records
+      chosen = set(json.loads((workdir / "split.json").read_text())["mask_ids"])
+      return [r if r.image_id in chosen else _with_garbage(r) for r in records]
+
+    monkeypatch.setattr(training_set.data, "load_records", load_garbage)
+    loop.train(config, tmp_path, report=lambda line: None)
+    assert_same_bits(last_state(config, workdir), last_state(config, tmp_path))
+
+  def test_boxes_only_is_a_valid_run(self, tmp_path):
+    named = loop.train(small(data__mask_fraction=0.0), tmp_path, report=lambda line: None)
+    assert 0 <= named["foreground_iou"] <= 1
+
+  @pytest.mark.parametrize("arm", ["full", "masks_only", "boxes_as_masks"])
+  def test_arm_reads_what_it_may(self, arm, tmp_path):
+    training = training_set.open_training_set(small(arm=arm), tmp_path, report=lambda line: None)
+    masks, boxes = len(training.mask_indices), len(training.box_indices)
+    assert (masks, boxes) == {"full": (16, 0), "masks_only": (4, 0), "boxes_as_masks": (4, 12)}[arm]
+    shown = [bool(training.reader(i)["has_mask"]) for i in range(16)]
+    assert sum(shown) == masks
+
+  def test_study_runs_each_cell_once_and_compares(self, tmp_path):
+    config = small(train__num_steps=2, study__arms=("masks_only", "uncertainty", "full"))
+    lines = []
+    text = study.run(config, tmp_path, report=lines.append)
+    cells = json.loads((tmp_path / "study.json").read_text())["cells"]
+    assert [c["arm"] for c in cells] == ["masks_only", "uncertainty", "full"]
+    assert text.count("\n") == 5 and "gap closed" in text
+    again = []
+    assert study.run(config, tmp_path, report=again.append) == text
+    assert all("finished earlier" in line for line in again)
+
+
+def _with_garbage(record):
+  rng = np.random.default_rng(1)
+  return dataclasses.replace(
+    record, read_labels=lambda: rng.integers(0, 4, record.size).astype(np.uint8)
+  )
+
+
+class TestWhatStopsARun:
+  def test_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(self, tmp_path):
+    config = small(optimizer__learning_rate=1e30, optimizer__clip_norm=0.0, train__checkpoint_every=1)
+    with pytest.raises(loop.NonFiniteLossError, match=r"at step \d: loss"):
+      loop.train(config, tmp_path, report=lambda line: None)
+    assert not (tmp_path / "result.json").exists()
+    state = last_state(config, tmp_path)
+    assert int(state.step) >= 1
+
+  @pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+      (["--config.train.num_stepz=3"], "num_steps"),
+      (["--config=nowhere.py"], "nowhere.py"),
+      (["--config.train.num_steps=many"], "many"),
+      (["--mode=trian"], "train"),
+      (["extra"], "extra"),
+      (["--config.arm=fulll"], "'fulll'"),
+      (["--config.data.source=coco", "--config.data.root=nowhere"], "nowhere"),
+      (["--config.data.batch_size=7", "--config.parallel.kind=pmapp"], "pmapp"),
+    ],
+  )
+  def test_wrong_input_is_one_message_and_status_two(self, arguments, words, tmp_path):
+    done = subprocess.run(
+      [sys.executable, "-m", "boxseg_jax.main", f"--workdir={tmp_path}", *arguments],
+      check=False, **_CHILD,
+    )
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr and done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+class TestClassWeights:
+  def test_given_automatic_and_wrong(self, tmp_path):
+    config = small()
+    training = training_set.open_training_set(config, tmp_path, report=lambda line: None)
+    args = (training.reader, training.mask_indices, 4)
+    assert training_set.class_weights((), *args) == (1.0,) * 4
+    assert training_set.class_weights((1, 2, 3, 4), *args) == (1.0, 2.0, 3.0, 4.0)
+    automatic = training_set.class_weights(("auto",), *args)
+    assert automatic[0] == 1.0 and all(1 < weight <= 10 for weight in automatic[1:])
+    counts = np.zeros(4)
+    for index in training.mask_indices:
+      labels = training.reader(int(index))["labels"]
+      counts += [(labels == c).sum() for c in range(4)]
+    assert automatic[1] == pytest.approx(min(np.sqrt(counts[0] / counts[1]), 10))
+    for wrong in [(1, 2), (1, 1, 1, 0)]:
+      with pytest.raises(InputError, match="class_weights"):
+        training_set.class_weights(wrong, *args)
