@@ -15,12 +15,8 @@ import dm_pix as pix
 import jax
 import jax.numpy as jnp
 
-from boxseg_jax.batch import VOID, Batch, visible_pixels
+from boxseg_jax.batch import IMAGE_MEAN, VOID, Batch, visible_pixels
 from boxseg_jax.errors import InputError
-
-# Shown where there is no image. Networks subtract this colour, so that to them
-# the padding is zero, as at the border of a convolution.
-FILL_COLOUR = (0.485, 0.456, 0.406)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +136,7 @@ def prepare(batch: Batch) -> dict:
   visible = visible_pixels(batch["extent"], batch["image"].shape[1:3])
   image = jnp.asarray(batch["image"], jnp.float32) / 255
   return dict(batch) | {
-    "image": jnp.where(visible[..., None], image, jnp.asarray(FILL_COLOUR)),
+    "image": jnp.where(visible[..., None], image, jnp.asarray(IMAGE_MEAN)),
     "labels": jnp.asarray(batch["labels"], jnp.int32),
     "boxes": batch["boxes"] * jnp.tile(batch["extent"], 2)[:, None, :],
     "visible": visible,
@@ -164,7 +160,7 @@ def _augment_example(example, key, geometry, photometry):
   kept &= example["box_classes"] > 0
   return {
     # Filled after the colours were changed: the padding is the same in every image.
-    "image": jnp.where(visible[..., None], image, jnp.asarray(FILL_COLOUR)),
+    "image": jnp.where(visible[..., None], image, jnp.asarray(IMAGE_MEAN)),
     "labels": labels,
     "boxes": jnp.where(kept[:, None], boxes, 0.0),
     "box_classes": jnp.where(kept, example["box_classes"], 0),

@@ -30,6 +30,9 @@ import numpy as np
 
 VOID = 255  # label of pixels that count nowhere: void, crowd, unknown, padding
 BACKGROUND = 0
+# Mean colour of ImageNet's training images, RGB in [0, 1]: networks subtract it, so
+# where it stands for "no image" they see zero, as at the border of a convolution.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
 
 Batch = Mapping[str, Any]  # name -> array, as documented above
 

@@ -81,15 +81,16 @@ def _data():
     # Box slots per image; 0 = as many as the fullest image needs.
     "max_boxes": 0,
     # Share of the images whose masks may be learned from.
-    "mask_fraction": 0.05,
+    "mask_fraction": 0.03,
     # Draws which images those are.
     "split_seed": 0,
     # Read that choice from a file written by an earlier run instead.
     "split_file": "",
     # Global batch, over all devices.
     "batch_size": 8,
-    # Mask images in each batch; -1 = in proportion, but at least one.
-    "mask_images_per_batch": 2,
+    # Mask images in each batch; -1 = by the square root of their share of the data (18 %
+    # masks: 3 of 8), at least one. More suits many masks, fewer suits few.
+    "mask_images_per_batch": -1,
     # "tf" (tf.data), "numpy" (threads, no TensorFlow), "auto" = tf where installed.
     # Both give the same batches.
     "pipeline": "auto",
@@ -109,7 +110,7 @@ def _data():
 def _augment():
   return {
     # Random scale, log-uniform in this range; 1 = the image fits the canvas.
-    "scale": (0.5, 2.0),
+    "scale": (0.7, 1.5),
     # Largest rotation to either side, degrees.
     "rotation_degrees": 5.0,
     # Probability of a horizontal flip.
@@ -164,7 +165,7 @@ def _optimizer():
   return {
     # "adamw" or "sgd".
     "name": "adamw",
-    "learning_rate": 2e-3,
+    "learning_rate": 4e-3,
     # The encoder's share of the learning rate (for pretrained encoders).
     "encoder_rate": 1.0,
     # Decoupled weight decay of kernels (biases and norms have none).
@@ -185,7 +186,7 @@ def _optimizer():
 
 def _train():
   return {
-    "num_steps": 350,
+    "num_steps": 300,
     # Moving average of the parameters: the teacher of bootstrapping, and what is
     # evaluated and saved for use. The decay at step t is min(ema_decay, (1 + t) / (10 + t)).
     "ema_decay": 0.99,

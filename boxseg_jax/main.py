@@ -44,7 +44,6 @@ def _define_flags() -> None:
   )
   flags.DEFINE_string("workdir", "runs/default", "Folder of the run.")
   flags.DEFINE_enum("mode", "train", MODES, "What to do.")
-  flags.DEFINE_bool("distributed", False, "One of several processes of a job.")
   cache = Path.home() / ".cache" / "boxseg_jax"
   flags.DEFINE_string("compilation_cache", str(cache), "Folder of compiled programs.")
 
@@ -58,7 +57,7 @@ def _main(argv) -> None:
 
   values = flags.FLAGS
   logging.set_verbosity(logging.WARNING)  # Orbax tells every rename at level INFO
-  parallel.start(distributed=values.distributed, compilation_cache=values.compilation_cache)
+  parallel.keep_compiled_programs(values.compilation_cache)
   modes = {"train": loop.train, "evaluate": results.evaluate_run, "study": study.run}
   outcome = modes[values.mode](values.config, Path(values.workdir))
   print(outcome if isinstance(outcome, str) else results.table(outcome))

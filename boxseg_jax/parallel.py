@@ -19,19 +19,14 @@ AXIS = "batch"
 KINDS = ("pmap", "jit")
 
 
-def start(*, distributed: bool, compilation_cache: str) -> None:
-  """Sets JAX up for this process; before anything asks for devices.
+def keep_compiled_programs(folder: str) -> None:
+  """Lets compiled programs outlive the process, so that a run started again begins at once.
 
   Args:
-    distributed: join the other processes of the job, found by
-      `jax.distributed.initialize` (TPU pods, Slurm, ...).
-    compilation_cache: folder in which compiled programs outlive the process, so that
-      a run that is started again begins at once.
+    folder: where they are kept, unless JAX_COMPILATION_CACHE_DIR names another.
   """
-  if distributed:
-    jax.distributed.initialize()
-  if jax.config.jax_compilation_cache_dir is None:  # not set by JAX_COMPILATION_CACHE_DIR
-    jax.config.update("jax_compilation_cache_dir", compilation_cache)
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 class Parallel:
@@ -46,7 +41,6 @@ class Parallel:
     self.mesh = Mesh(np.array(self.devices), (AXIS,))
     self.process_index = jax.process_index()
     self.process_count = jax.process_count()
-    self.is_main = self.process_index == 0
 
   @property
   def device_count(self) -> int:

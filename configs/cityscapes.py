@@ -25,6 +25,7 @@ def get_config(variant=""):
   config.data.mask_images_per_batch = 4
   config.data.cache = False
   config.data.workers = 16
+  config.augment.scale = (0.5, 2.0)
   config.augment.rotation_degrees = 2.0
   config.model.name = "erfnet"
   config.model.dtype = "bfloat16"

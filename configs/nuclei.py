@@ -20,10 +20,11 @@ def get_config(variant=""):
   config.data.class_names = ("background", "nucleus")
   config.data.canvas = (128, 128)
   config.data.mask_fraction = 0.18
-  config.data.mask_images_per_batch = 2
+  config.augment.scale = (0.5, 2.0)
   config.train.num_steps = 600
   config.train.checkpoint_every = 200
   if variant == "study":
+    config.study.arms = ("boxes_as_masks", "uncertainty", "full")
     config.study.mask_fractions = (0.02, 0.18)
     config.study.seeds = (0, 1, 2)
   if variant == "smoke":

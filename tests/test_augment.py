@@ -76,7 +76,7 @@ def test_prepare_brings_boxes_to_the_canvas():
   expected[:2, :8] = True
   np.testing.assert_array_equal(prepared["visible"][0], expected)
   np.testing.assert_array_equal(prepared["image"][0, :2, :8], np.ones((2, 8, 3)))
-  np.testing.assert_allclose(prepared["image"][0, 3, 9], module.FILL_COLOUR)
+  np.testing.assert_allclose(prepared["image"][0, 3, 9], module.IMAGE_MEAN)
 
 
 def test_twofold_magnification_by_hand():
@@ -154,9 +154,7 @@ def test_scale_of_one_moves_by_whole_pixels_inside_the_canvas():
     outside = ~np.asarray(out["visible"][example])
     assert np.all(np.asarray(out["labels"][example])[outside] == VOID)
     fill = np.asarray(out["image"][example])[outside]
-    np.testing.assert_array_equal(
-      fill, np.broadcast_to(module.FILL_COLOUR, fill.shape).astype("f4")
-    )
+    np.testing.assert_array_equal(fill, np.broadcast_to(module.IMAGE_MEAN, fill.shape).astype("f4"))
   assert len(places) > 3
 
 

@@ -13,9 +13,14 @@ PACKAGE = ROOT / "boxseg_jax"
 
 # Floors from the ground up; a file imports from lower floors and from its own room only.
 FLOORS = {
-  "errors": 0, "batch": 0, "config": 0, "parallel": 0,
-  "augment": 1, "models": 1,
-  "losses": 2, "data": 2,
+  "errors": 0,
+  "batch": 0,
+  "config": 0,
+  "parallel": 0,
+  "augment": 1,
+  "models": 1,
+  "losses": 2,
+  "data": 2,
   "evaluation": 3,
   "training": 4,
   "apps": 5,
@@ -75,7 +80,7 @@ def test_no_import_circles():
   done, trail = set(), []
 
   def visit(name):
-    assert name not in trail, f"circle: {trail[trail.index(name):] + [name]}"
+    assert name not in trail, f"circle: {trail[trail.index(name) :] + [name]}"
     if name in done or name not in graph:
       return
     trail.append(name)
@@ -112,8 +117,12 @@ def test_everything_imports_without_tensorflow():
     "print('imported')"
   )
   done = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=False,
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    check=False,
   )
   assert done.stdout.strip() == "imported", done.stderr
 
@@ -140,6 +149,9 @@ def test_public_names_are_documented(path, node):
 def test_ruff(command):
   done = subprocess.run(
     [sys.executable, "-m", "ruff", *command, "--quiet", str(ROOT)],
-    capture_output=True, text=True, cwd=ROOT, check=False,
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=False,
   )
   assert done.returncode == 0, done.stdout + done.stderr

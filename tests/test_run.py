@@ -116,7 +116,11 @@ class TestGoingOn:
     assert any("step 4" in line for line in lines)
     assert_same_bits(last_state(config, workdir), last_state(config, tmp_path))
     logged = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [s for line in logged if "train/loss" in line for s in [json.loads(line)["step"]]] == [2, 4, 6]
+    assert [s for line in logged if "train/loss" in line for s in [json.loads(line)["step"]]] == [
+      2,
+      4,
+      6,
+    ]
 
   def test_killed_at_any_moment(self, tmp_path):
     """SIGKILL again and again, at moments that differ; the same command ends in the same bits."""
@@ -140,18 +144,23 @@ class TestGoingOn:
     final = subprocess.run(command, check=False, **_CHILD)
     assert final.returncode == 0, final.stderr
     assert kills >= 2
-    assert_same_bits(last_state(config, tmp_path / "whole"), last_state(config, tmp_path / "killed"))
+    assert_same_bits(
+      last_state(config, tmp_path / "whole"), last_state(config, tmp_path / "killed")
+    )
 
   def test_another_configuration_is_refused_with_its_keys(self, finished):
     config, workdir, _, _ = finished
     other = small(optimizer__learning_rate=1e-2)
-    with pytest.raises(InputError, match=r"optimizer\.learning_rate: 0\.002 -> 0\.01"):
+    with pytest.raises(InputError, match=r"optimizer\.learning_rate: 0\.004 -> 0\.01"):
       loop.train(other, workdir, report=lambda line: None)
-    assert config.optimizer.learning_rate == 2e-3
+    assert config.optimizer.learning_rate == 4e-3
 
 
 _CHILD = {
-  "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
+  "cwd": ROOT,
+  "stdout": subprocess.PIPE,
+  "stderr": subprocess.PIPE,
+  "text": True,
   "env": {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
 }
 
@@ -162,7 +171,10 @@ def _command(config, workdir):
   changed = [key for key in flat if flat[key] != default[key]]
   values = {key: tuple(flat[key]) if isinstance(flat[key], list) else flat[key] for key in changed}
   return [
-    sys.executable, "-m", "boxseg_jax.main", f"--workdir={workdir}",
+    sys.executable,
+    "-m",
+    "boxseg_jax.main",
+    f"--workdir={workdir}",
     f"--compilation_cache={workdir.parent / 'xla'}",
     *(f"--config.{key}={value}" for key, value in values.items()),
   ]
@@ -209,6 +221,8 @@ class TestArms:
     text = study.run(config, tmp_path, report=lines.append)
     cells = json.loads((tmp_path / "study.json").read_text())["cells"]
     assert [c["arm"] for c in cells] == ["masks_only", "uncertainty", "full"]
+    made_with = json.loads((tmp_path / "study.json").read_text())["made_with"]
+    assert "train.num_steps: 300 -> 2" in made_with["config"] and made_with["jax"]
     assert text.count("\n") == 5 and "gap closed" in text
     again = []
     assert study.run(config, tmp_path, report=again.append) == text
@@ -224,7 +238,9 @@ def _with_garbage(record):
 
 class TestWhatStopsARun:
   def test_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(self, tmp_path):
-    config = small(optimizer__learning_rate=1e30, optimizer__clip_norm=0.0, train__checkpoint_every=1)
+    config = small(
+      optimizer__learning_rate=1e30, optimizer__clip_norm=0.0, train__checkpoint_every=1
+    )
     with pytest.raises(loop.NonFiniteLossError, match=r"at step \d: loss"):
       loop.train(config, tmp_path, report=lambda line: None)
     assert not (tmp_path / "result.json").exists()
@@ -247,7 +263,8 @@ class TestWhatStopsARun:
   def test_wrong_input_is_one_message_and_status_two(self, arguments, words, tmp_path):
     done = subprocess.run(
       [sys.executable, "-m", "boxseg_jax.main", f"--workdir={tmp_path}", *arguments],
-      check=False, **_CHILD,
+      check=False,
+      **_CHILD,
     )
     assert done.returncode == 2, done.stderr
     assert words in done.stderr and done.stderr.startswith("error: ")

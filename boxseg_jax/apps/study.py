@@ -1,17 +1,21 @@
 """Compares arms, mask fractions and seeds, everything else being equal."""
 
 import json
+import platform
 import time
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from boxseg_jax import __version__
 from boxseg_jax import config as configuration
 from boxseg_jax.training import loop
-from boxseg_jax.training.run import claim_workdir
+from boxseg_jax.training.run import claim_workdir, write_json
 
 
 class Cell(NamedTuple):
@@ -98,12 +102,31 @@ def run(config: ConfigDict, workdir, *, report=print) -> str:
       report(f"[{number}/{len(planned)}] {cell.name}")
       started = time.monotonic()
       loop.train(cell_config(config, cell), workdir / cell.name, report=report)
-      report(f"{cell.name}: {time.monotonic() - started:.0f} s")
+      report(f"[{number}/{len(planned)}] took {time.monotonic() - started:.0f} s")
     rows.append({**cell._asdict(), "metrics": json.loads(result.read_text())})
-  (workdir / "study.json").write_text(json.dumps({"cells": rows}, indent=2) + "\n")
+  write_json(workdir / "study.json", {"made_with": made_with(config), "cells": rows})
   text = table(rows, tuple(config.data.class_names))
   (workdir / "study.md").write_text(text)
   return text
+
+
+def made_with(config: ConfigDict) -> dict:
+  """What a reader needs to judge or repeat the figures.
+
+  Args:
+    config: the configuration of the study.
+
+  Returns:
+    Device, versions, and the configuration as differences from the default.
+  """
+  default = configuration.flatten(configuration.get_config())
+  return {
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "python": platform.python_version(),
+    "boxseg_jax": __version__,
+    **{name: metadata.version(name) for name in ("jax", "flax", "optax")},
+    "config": configuration.differences(default, configuration.flatten(config)),
+  }
 
 
 def table(rows: Iterable[dict], class_names) -> str:

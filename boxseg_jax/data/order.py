@@ -5,6 +5,7 @@ batches as one that walked there. Mask images and box images are two streams, ea
 walking its own epochs, so that every batch has the same share of masks.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -21,30 +22,32 @@ def mask_images_per_batch(
   """Number of mask images in each batch.
 
   Args:
-    requested: that number, or -1 for the share that they have in the data.
+    requested: that number, or -1 for the square root of the share that they have in the
+      data: masks, which say more, come round more often than boxes, but few masks are
+      not worn out.
     num_masks: mask images in the data.
     num_boxes: box images in the data.
     batch_size: images in a global batch.
 
   Returns:
-    A number in [0, batch_size]. In proportion it is at least 1 where there are mask
-    images, and leaves at least 1 box image where there are any and the batch has
-    room. Where the data has one kind only, the batch does, too.
+    A number in [0, batch_size]. For -1 it is at least 1 where there are mask images,
+    and leaves at least 1 box image where there are any and the batch has room. Where
+    the data has one kind only, the batch does, too.
 
   Raises:
     InputError: requested is neither -1 nor in [0, batch_size].
   """
   if not -1 <= requested <= batch_size:
     raise InputError(
-      f"data.mask_images_per_batch is {requested}, but must be -1 (in proportion) or between 0 "
+      f"data.mask_images_per_batch is {requested}, but must be -1 (automatic) or between 0 "
       f"and data.batch_size={batch_size}"
     )
   if not num_masks or not num_boxes:
     return batch_size if num_masks else 0
   if requested >= 0:
     return requested
-  proportional = round(batch_size * num_masks / (num_masks + num_boxes))
-  return max(1, min(proportional, batch_size - 1))
+  automatic = round(batch_size * math.sqrt(num_masks / (num_masks + num_boxes)))
+  return max(1, min(automatic, batch_size - 1))
 
 
 def batch_indices(

@@ -29,6 +29,8 @@ def build(
   It is used as `module.apply(variables, image, train=bool)` with image float32
   [batch, height, width, 3], RGB in [0, 1], of any size, and gives `Outputs` of that size. With
   train=True ask for `mutable=["batch_stats"]`. Parameters are float32 whatever the dtype.
+  Initialise with `jax.random.key(seed, impl="rbg")`: the default generator is compiled once per
+  kernel, which takes longer than everything else at the start of a small run.
 
   Args:
     name: "unet", "erfnet" or "deeplabv3plus".

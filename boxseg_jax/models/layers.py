@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, RGB in [0, 1]
+from boxseg_jax.batch import IMAGE_MEAN
+
 IMAGE_STD = (0.229, 0.224, 0.225)
 BATCH_NORM_MOMENTUM = 0.9
 

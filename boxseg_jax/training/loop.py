@@ -1,8 +1,6 @@
 """The training loop: one run from its configuration to its results."""
 
-import json
 import math
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +9,7 @@ from ml_collections import ConfigDict
 from boxseg_jax.training import snapshots
 from boxseg_jax.training.metric_writer import MetricWriter
 from boxseg_jax.training.progress import Progress
-from boxseg_jax.training.run import Run
+from boxseg_jax.training.run import Run, write_json
 
 
 class NonFiniteLossError(RuntimeError):
@@ -84,12 +82,8 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
   writer.close()
   if start_step == num_steps:  # it had finished already
     results = run.measure(state)
-  return write_results(run.workdir, results)
-
-
-def write_results(workdir: Path, results: dict[str, float]) -> dict[str, float]:
-  """Writes `<workdir>/result.json`, the mark of a finished run; returns the results."""
-  (workdir / "result.json").write_text(json.dumps(results, indent=2) + "\n")
+  write_json(run.workdir / "result.json", results)
+  report(f"Pictures: {snapshots.newest(run.workdir)}")
   return results
 
 

@@ -116,7 +116,7 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
   flat = configuration.flatten(config)
   if not path.exists():
     workdir.mkdir(parents=True, exist_ok=True)
-    _write_json(path, flat)
+    write_json(path, flat)
     return
   changed = configuration.differences(json.loads(path.read_text()), flat)
   if changed:
@@ -126,5 +126,8 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
     )
 
 
-def _write_json(path, value):
-  path.write_text(json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value) -> None:
+  """Writes a file that is either whole or not there, whatever happens to the process."""
+  unfinished = path.with_name(path.name + ".unfinished")
+  unfinished.write_text(json.dumps(value, indent=2) + "\n")
+  unfinished.replace(path)

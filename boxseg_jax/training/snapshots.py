@@ -60,6 +60,10 @@ class Snapshots:
 def save(workdir, step: int, picture: np.ndarray) -> Path:
   """Writes `<workdir>/pictures/<step>.png` and returns its path."""
   path = Path(workdir) / "pictures" / f"{step:07d}.png"
-  path.parent.mkdir(parents=True, exist_ok=True)
   pictures.save_png(path, picture)
   return path
+
+
+def newest(workdir) -> Path | None:
+  """Path of the last picture that `save` wrote, None if there is none."""
+  return max((Path(workdir) / "pictures").glob("*.png"), default=None)
