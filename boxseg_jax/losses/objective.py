@@ -89,7 +89,7 @@ def objective(logits, sigma, batch, boxes, box_target, *, uncertain, class_weigh
   label = jnp.where(roles.in_mask, batch["labels"], BACKGROUND)
   certain_target = jax.nn.one_hot(label, num_classes)
   target = jnp.where(roles.inside_box[..., None], box_target, certain_target)
-  weights = target @ class_weights
+  weights = jnp.sum(target * class_weights, axis=-1)  # a matmul would round on TPUs
   loss = weights * uncertainty.cross_entropy(used_logits, target)
 
   terms = {
