@@ -53,7 +53,7 @@ class Photometry:
     hue: turn of the colour circle, of a full circle of 1.
   """
 
-  brightness: float = 0.1
+  brightness: float = 0.2
   contrast: float = 0.2
   saturation: float = 0.2
   hue: float = 0.02

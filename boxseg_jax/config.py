@@ -88,8 +88,8 @@ def _data():
     "split_file": "",
     # Global batch, over all devices.
     "batch_size": 8,
-    # Mask images in each batch; -1 = by the square root of their share of the data (18 %
-    # masks: 3 of 8), at least one. More suits many masks, fewer suits few.
+    # Mask images in each batch; -1 = by the cube root of their share of the data (18 %
+    # masks: 5 of 8; 2 %: 2 of 8), at least one. More suits many masks, fewer suits few.
     "mask_images_per_batch": -1,
     # "tf" (tf.data), "numpy" (threads, no TensorFlow), "auto" = tf where installed.
     # Both give the same batches.
@@ -198,6 +198,61 @@ def _train():
     "keep_checkpoints": 2,
     "best_metric": "foreground_iou",
   }
+
+
+_AT_LEAST_ONE = (
+  "data.batch_size",
+  "data.workers",
+  "eval.batch_size",
+  "optimizer.accumulate",
+  "train.num_steps",
+  "train.keep_checkpoints",
+)
+_SHARES = (
+  "data.mask_fraction",
+  "data.max_bad_fraction",
+  "loss.bootstrap_start",
+  "loss.bootstrap_ramp",
+  "optimizer.warmup",
+  "train.ema_decay",
+)
+MAX_CLASSES = 255  # label 255 is void
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses values that no run can work with, before anything is read.
+
+  Args:
+    config: the configuration.
+
+  Raises:
+    InputError: names the key and its value.
+  """
+  arm(config)
+  flat = flatten(config)
+  for key in _AT_LEAST_ONE:
+    _require(flat[key] >= 1, key, flat[key], "at least 1")
+  for key in _SHARES:
+    _require(0 <= flat[key] <= 1, key, flat[key], "in [0, 1]")
+  for key in ("optimizer.learning_rate", "optimizer.clip_norm", "optimizer.weight_decay"):
+    _require(flat[key] >= 0, key, flat[key], "at least 0")
+  for key in ("seed", "data.split_seed"):
+    _require(0 <= flat[key] < 2**32, key, flat[key], "in [0, 2^32)")
+  canvas = flat["data.canvas"]
+  two_sides = len(canvas) == 2 and all(isinstance(side, int) and side > 0 for side in canvas)
+  _require(two_sides, "data.canvas", canvas, "(height, width) in whole pixels")
+  names = flat["data.class_names"]
+  distinct = len(set(names)) == len(names) and 2 <= len(names) <= MAX_CLASSES
+  _require(distinct, "data.class_names", names, "2 to 255 different names, background first")
+  _require(flat["eval.pictures"] >= 0, "eval.pictures", flat["eval.pictures"], "at least 0")
+  metrics = ["foreground_iou", "miou", "pixel_accuracy", *(f"iou/{name}" for name in names)]
+  best = flat["train.best_metric"]
+  _require(best in metrics, "train.best_metric", best, f"one of {', '.join(metrics)}")
+
+
+def _require(fits, key, value, wanted):
+  if not fits:
+    raise InputError(f"config.{key} is {value!r}, but must be {wanted}")
 
 
 class Arm(NamedTuple):

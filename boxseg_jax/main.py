@@ -16,8 +16,12 @@ def run() -> None:
   try:
     app.run(_main, flags_parser=_parse_flags)
   except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(_say(error, status=2))
+
+
+def _say(error: Exception, *, status: int) -> int:
+  print(f"error: {error}", file=sys.stderr)
+  return status
 
 
 def _parse_flags(argv):
@@ -29,7 +33,9 @@ def _parse_flags(argv):
     if len(remaining) > 1:
       raise InputError(f"unexpected argument {remaining[1]!r}; flags start with --")
     return remaining
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+  except InputError:
+    raise
+  except Exception as error:  # a config file is code and may raise anything
     # ConfigDict wraps its message in the quotes of a KeyError.
     text = str(error).strip("'\"").replace("\\'", "'").replace("\\n", " ")
     raise InputError(f"in the flags: {text}") from None
@@ -59,8 +65,12 @@ def _main(argv) -> None:
   logging.set_verbosity(logging.WARNING)  # Orbax tells every rename at level INFO
   parallel.keep_compiled_programs(values.compilation_cache)
   modes = {"train": loop.train, "evaluate": results.evaluate_run, "study": study.run}
-  outcome = modes[values.mode](values.config, Path(values.workdir))
-  print(outcome if isinstance(outcome, str) else results.table(outcome))
+  workdir = Path(values.workdir)
+  try:
+    outcome = modes[values.mode](values.config, workdir)
+  except loop.NonFiniteLossError as error:
+    sys.exit(_say(error, status=1))
+  print(outcome if isinstance(outcome, str) else results.table(outcome, workdir))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ axis `AXIS`: it sees its device's part of the batch and sums over devices with
 unstacked pytree for both, so checkpoints do not care.
 """
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -47,11 +48,21 @@ class Parallel:
     """Number of devices over all processes."""
     return len(self.devices)
 
-  def check_batch_size(self, name: str, batch_size: int) -> None:
-    """Raises InputError if the global batch does not split evenly over the devices."""
-    if batch_size % self.device_count:
+  def check_batch_size(self, name: str, batch_size: int, accumulate: int = 1) -> None:
+    """Refuses a global batch that does not split evenly.
+
+    Args:
+      name: of the config key, for the message.
+      batch_size: the global batch.
+      accumulate: micro-batches per device and step.
+
+    Raises:
+      InputError: it does not split over the devices and their micro-batches.
+    """
+    if batch_size % (self.device_count * accumulate):
       raise InputError(
         f"config.{name} = {batch_size} does not divide over {self.device_count} devices"
+        + (f" with {accumulate} micro-batches each" if accumulate > 1 else "")
       )
 
   def compile(self, step: Callable, *, donate_state: bool = False) -> Callable:
@@ -101,6 +112,23 @@ class Parallel:
       local = len(self.devices) // self.process_count
       batch = {k: v.reshape(local, -1, *v.shape[1:]) for k, v in batch.items()}
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+  def prefetch(self, batches: Iterable, ahead: int = 2) -> Iterator:
+    """Moves batches to the devices before they are asked for.
+
+    Args:
+      batches: numpy batches, as `put_batch` takes them.
+      ahead: how many are on their way.
+
+    Returns:
+      Iterator over what `put_batch` gives, in order.
+    """
+    queue = collections.deque()
+    for batch in batches:
+      queue.append(self.put_batch(batch))  # returns at once; the copy goes on behind it
+      if len(queue) > ahead:
+        yield queue.popleft()
+    yield from queue
 
   @property
   def replicated(self) -> NamedSharding:

@@ -13,8 +13,12 @@ holds the table of
 
 from boxseg_jax import config as defaults
 
+VARIANTS = ("", "gpu", "study", "smoke")
+
 
 def get_config(variant=""):
+  if variant not in VARIANTS:
+    raise ValueError(f"{variant!r} is no variant of this config, only {VARIANTS}")
   config = defaults.get_config()
   config.data.source = "labels"
   config.data.root = "../shared/data/camvid"
@@ -28,7 +32,7 @@ def get_config(variant=""):
   config.augment.scale = (0.5, 2.0)
   config.optimizer.learning_rate = 2e-3
   config.optimizer.encoder_rate = 0.3
-  config.train.num_steps = 600
+  config.train.num_steps = 500
   if variant == "gpu":
     config.data.canvas = (360, 480)
     config.data.batch_size = 16
@@ -38,7 +42,7 @@ def get_config(variant=""):
     config.model.encoder.name = "resnet50"
     config.model.encoder.weights = "../shared/weights/resnet50_v1_imagenet.safetensors"
     config.model.dtype = "bfloat16"
-    config.train.num_steps = 6000
+    config.train.num_steps = 5000
     config.train.eval_every = 1000
     config.train.checkpoint_every = 1000
   if variant == "study":

@@ -13,7 +13,12 @@ from boxseg_jax import config as defaults
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 
 
+VARIANTS = ("", "smoke")
+
+
 def get_config(variant=""):
+  if variant not in VARIANTS:
+    raise ValueError(f"{variant!r} is no variant of this config, only {VARIANTS}")
   config = defaults.get_config()
   config.data.source = "labels"
   config.data.root = "data/cityscapes"

@@ -12,8 +12,12 @@ minutes on two cores. `launch/results/nuclei.md` holds the table of
 
 from boxseg_jax import config as defaults
 
+VARIANTS = ("", "study", "smoke")
+
 
 def get_config(variant=""):
+  if variant not in VARIANTS:
+    raise ValueError(f"{variant!r} is no variant of this config, only {VARIANTS}")
   config = defaults.get_config()
   config.data.source = "coco"
   config.data.root = "../shared/data/nuclei"

@@ -10,8 +10,12 @@ steps of each.
 
 from boxseg_jax import config as defaults
 
+VARIANTS = ("", "smoke")
+
 
 def get_config(variant=""):
+  if variant not in VARIANTS:
+    raise ValueError(f"{variant!r} is no variant of this config, only {VARIANTS}")
   config = defaults.get_config()  # the defaults are this data set
   if variant == "smoke":
     config.data.shapes.num_train = 16

@@ -6,4 +6,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/venv.sh
 install ""
-exec python -m boxseg_jax.main --mode=study --config=configs/shapes.py --workdir=runs/quickstart "$@"
+exec .venv/bin/python -m boxseg_jax.main --mode=study --config=configs/shapes.py --workdir=runs/quickstart "$@"

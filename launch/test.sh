@@ -6,6 +6,6 @@ cd "$(dirname "$0")/.."
 . launch/venv.sh
 install "[test]"
 if [ $# -gt 0 ]; then
-  exec python -m pytest "$@"
+  exec .venv/bin/python -m pytest "$@"
 fi
-exec python -m pytest -n 2 --dist worksteal --cov=boxseg_jax --cov-report=term --cov-fail-under=85
+exec .venv/bin/python -m pytest -n 2 --dist worksteal --cov=boxseg_jax --cov-report=term --cov-fail-under=85

@@ -1,13 +1,17 @@
 """Configurations: complete, locked, and every file of `configs/` takes a step."""
 
 import importlib.util
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from boxseg_jax import config as configuration
 from boxseg_jax.errors import InputError
 from boxseg_jax.training import build
+from boxseg_jax.training.run import Run
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
 
@@ -52,6 +56,51 @@ def test_builds_its_network(path):
   assert model.head is not None and optimizer.init is not None
 
 
+def write_tiny_set(root, config):
+  """A set of four images a split in the layout that both file sources read."""
+  rng = np.random.default_rng(0)
+  names = config.data.class_names[1:]
+  for split in (config.data.train_split, config.data.eval_split):
+    folder = root / split
+    for part in ("images", "labels"):
+      (folder / part).mkdir(parents=True)
+    images, annotations = [], []
+    for number in range(4):
+      label = 1 + number % len(names)
+      labels = np.zeros((40, 60), np.uint8)
+      labels[10:30, 20:50] = label
+      Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(
+        folder / "images" / f"{number}.png"
+      )
+      Image.fromarray(labels).save(folder / "labels" / f"{number}.png")
+      images.append({"id": number, "file_name": f"{number}.png", "width": 60, "height": 40})
+      corners = [20, 10, 50, 10, 50, 30, 20, 30]
+      annotations.append(
+        {"id": number, "image_id": number, "category_id": label, "iscrowd": 0}
+        | {"bbox": [20, 10, 30, 20], "segmentation": [corners]}
+      )
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_smoke_variant_takes_a_step(path, tmp_path):
+  config = load(path, "smoke")
+  config.model.encoder.weights = ""
+  config.data.pipeline = "numpy"
+  if config.data.source != "shapes":
+    write_tiny_set(tmp_path / "data", config)
+    config.data.root = str(tmp_path / "data")
+  config.data.mask_fraction = 0.5
+  config.data.batch_size, config.eval.batch_size = 8, 8
+  config.data.mask_images_per_batch = 4
+  run = Run(config, tmp_path / "run", report=lambda line: None)
+  state, metrics = run.train_step()(run.first_state(), next(run.batches(0)))
+  assert int(state.step) == 1
+  assert 0 < float(metrics["loss"]) < 20 and float(metrics["grad_norm"]) > 0
+
+
 def test_a_misspelt_key_names_the_nearest():
   config = configuration.get_config()
   with pytest.raises(AttributeError, match="num_steps"):
@@ -69,6 +118,40 @@ def test_arms_differ_in_what_they_say_and_nothing_else():
   config.arm = "uncertanty"
   with pytest.raises(InputError, match="uncertanty.*uncertainty"):
     configuration.arm(config)
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("data.canvas", (96,)),
+    ("data.canvas", (0, 96)),
+    ("data.canvas", (96.5, 96)),
+    ("data.class_names", ("background", "cat", "cat")),
+    ("data.batch_size", 0),
+    ("data.workers", 0),
+    ("data.mask_fraction", 1.5),
+    ("eval.batch_size", -8),
+    ("eval.pictures", -1),
+    ("optimizer.accumulate", 0),
+    ("optimizer.clip_norm", -1.0),
+    ("seed", -1),
+    ("train.num_steps", 0),
+    ("train.keep_checkpoints", 0),
+    ("train.best_metric", "foreground_iuo"),
+  ],
+)
+def test_values_no_run_can_work_with_are_refused(key, value):
+  config = configuration.get_config()
+  configuration.check(config)
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError, match=f"config.{key} is "):
+    configuration.check(config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_variant_that_is_not_there_is_refused(path):
+  with pytest.raises(ValueError, match="studdy"):
+    load(path, "studdy")
 
 
 def test_differences_name_the_keys():

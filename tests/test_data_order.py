@@ -78,10 +78,11 @@ def test_one_kind_alone_and_streams_smaller_than_their_share():
 @pytest.mark.parametrize(
   ("requested", "masks", "boxes", "batch", "expected"),
   [
-    (-1, 63, 287, 8, 1),  # 1.44
-    (-1, 90, 410, 16, 3),  # 2.88
-    (-1, 7, 343, 8, 1),  # 0.16, but they have to be seen
-    (-1, 343, 7, 8, 7),  # 7.84, but so have the boxes
+    (-1, 63, 287, 8, 5),  # 18 %: 4.52
+    (-1, 90, 410, 16, 9),  # 9.03
+    (-1, 7, 343, 8, 2),  # 2 %: 2.17
+    (-1, 1, 4999, 8, 1),  # 0.47, but it has to be seen
+    (-1, 343, 7, 8, 7),  # 7.95, but so have the boxes
     (-1, 5, 5, 1, 1),
     (-1, 5, 0, 8, 8),
     (-1, 0, 5, 8, 0),

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "boxseg_jax"
 
 # Floors from the ground up; a file imports from lower floors and from its own room only.
 FLOORS = {
-  "errors": 0,
+  "errors": -1,  # the ground
   "batch": 0,
   "config": 0,
   "parallel": 0,
@@ -62,7 +62,7 @@ def test_imports_go_down(path):
   if own == "__init__":
     return
   for name, _ in imported_modules(path):
-    if not name.startswith("boxseg_jax."):
+    if not name.startswith("boxseg_jax.") or name == "boxseg_jax.__version__":
       continue
     other = name.split(".")[1]
     assert other == own or FLOORS[other] < FLOORS[own], f"{own} imports {other}"

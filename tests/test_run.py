@@ -17,7 +17,9 @@ from boxseg_jax import config as configuration
 from boxseg_jax.apps import results, study
 from boxseg_jax.data import training_set
 from boxseg_jax.errors import InputError
+from boxseg_jax.parallel import Parallel
 from boxseg_jax.training import loop
+from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +49,8 @@ def small(**changes):
 
 def last_state(config, workdir):
   run = Run(config, workdir, report=lambda line: None)
-  return jax.device_get(run.restore(run.checkpoints.latest_step()))
+  with run.open_checkpoints(read_only=True) as checkpoints:
+    return jax.device_get(run.restore(checkpoints, checkpoints.latest_step()))
 
 
 def assert_same_bits(one, other):
@@ -88,7 +91,8 @@ class TestWhatARunLeavesBehind:
     config, workdir, named, _ = finished
     again = results.evaluate_run(config, workdir, report=lambda line: None)
     assert again == pytest.approx(named, nan_ok=True)
-    assert "foreground_iou" in results.table(again)
+    shown = results.table(again, workdir)
+    assert "foreground_iou" in shown and str(workdir / "pictures" / "0000006.png") in shown
 
   def test_starting_a_finished_run_again_only_measures(self, finished):
     config, workdir, named, _ = finished
@@ -209,7 +213,7 @@ class TestArms:
 
   @pytest.mark.parametrize("arm", ["full", "masks_only", "boxes_as_masks"])
   def test_arm_reads_what_it_may(self, arm, tmp_path):
-    training = training_set.open_training_set(small(arm=arm), tmp_path, report=lambda line: None)
+    training = training_set.open_training_set(small(arm=arm), report=lambda line: None)
     masks, boxes = len(training.mask_indices), len(training.box_indices)
     assert (masks, boxes) == {"full": (16, 0), "masks_only": (4, 0), "boxes_as_masks": (4, 12)}[arm]
     shown = [bool(training.reader(i)["has_mask"]) for i in range(16)]
@@ -223,7 +227,8 @@ class TestArms:
     assert [c["arm"] for c in cells] == ["masks_only", "uncertainty", "full"]
     made_with = json.loads((tmp_path / "study.json").read_text())["made_with"]
     assert "train.num_steps: 300 -> 2" in made_with["config"] and made_with["jax"]
-    assert text.count("\n") == 5 and "gap closed" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 5 and "gap closed" in rows[0] and text.count("Pictures: ") == 3
     again = []
     assert study.run(config, tmp_path, report=again.append) == text
     assert all("finished earlier" in line for line in again)
@@ -244,8 +249,8 @@ class TestWhatStopsARun:
     with pytest.raises(loop.NonFiniteLossError, match=r"at step \d: loss"):
       loop.train(config, tmp_path, report=lambda line: None)
     assert not (tmp_path / "result.json").exists()
-    state = last_state(config, tmp_path)
-    assert int(state.step) >= 1
+    if (tmp_path / "checkpoints").exists() and _newest_checkpoint(tmp_path) > 0:
+      assert all(np.isfinite(x).all() for x in jax.tree.leaves(last_state(config, tmp_path).params))
 
   @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -272,19 +277,67 @@ class TestWhatStopsARun:
 
 
 class TestClassWeights:
-  def test_given_automatic_and_wrong(self, tmp_path):
-    config = small()
-    training = training_set.open_training_set(config, tmp_path, report=lambda line: None)
-    args = (training.reader, training.mask_indices, 4)
-    assert training_set.class_weights((), *args) == (1.0,) * 4
-    assert training_set.class_weights((1, 2, 3, 4), *args) == (1.0, 2.0, 3.0, 4.0)
-    automatic = training_set.class_weights(("auto",), *args)
-    assert automatic[0] == 1.0 and all(1 < weight <= 10 for weight in automatic[1:])
-    counts = np.zeros(4)
-    for index in training.mask_indices:
-      labels = training.reader(int(index))["labels"]
-      counts += [(labels == c).sum() for c in range(4)]
-    assert automatic[1] == pytest.approx(min(np.sqrt(counts[0] / counts[1]), 10))
-    for wrong in [(1, 2), (1, 1, 1, 0)]:
+  def test_given_automatic_and_wrong(self):
+    training = training_set.open_training_set(small(), report=lambda line: None)
+    records = training.reader.records
+    assert training_set.class_weights((), records, 4) == (1.0,) * 4
+    assert training_set.class_weights((1, 2, 3, 4), records, 4) == (1.0, 2.0, 3.0, 4.0)
+    automatic = training_set.class_weights(("auto",), records, 4)
+    areas = np.zeros(4)
+    for record in records:
+      for (ymin, xmin, ymax, xmax), label in zip(record.boxes, record.box_classes, strict=True):
+        areas[label] += (ymax - ymin) * (xmax - xmin)
+    areas[0] = len(records) - areas.sum()
+    assert automatic == pytest.approx(np.minimum(np.sqrt(areas[0] / areas), 10))
+    for wrong in [(1, 2), (1, 1, 1, 0), ("auto", 1, 1, 1)]:
       with pytest.raises(InputError, match="class_weights"):
-        training_set.class_weights(wrong, *args)
+        training_set.class_weights(wrong, records, 4)
+
+
+class TestWorkdir:
+  def test_start_that_failed_leaves_the_workdir_free(self, tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+      Run(small(data__source="coco", data__root="nowhere"), tmp_path, report=lambda line: None)
+    Run(small(), tmp_path, report=lambda line: None)
+    assert (tmp_path / "config.json").exists()
+
+  def test_other_images_than_the_run_began_with_are_refused(self, tmp_path, monkeypatch):
+    Run(small(), tmp_path, report=lambda line: None)
+    load = training_set.data.load_records
+    monkeypatch.setattr(training_set.data, "load_records", lambda *args: load(*args)[1:])
+    with pytest.raises(InputError, match="other images"):
+      Run(small(), tmp_path, report=lambda line: None)
+
+  def test_place_that_is_no_folder_is_named(self, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+      Run(small(), tmp_path / "file" / "run", report=lambda line: None)
+
+
+class TestCheckpoints:
+  def test_the_best_outlives_a_new_start(self, tmp_path):
+    def open_them():
+      return Checkpoints(tmp_path, keep=1, best_metric="miou")
+
+    def save(checkpoints, step, quality):
+      checkpoints.save(step, {"x": jax.numpy.full(3, float(step))}, {"miou": quality})
+
+    with open_them() as checkpoints:
+      for step, quality in [(1, 0.9), (2, 0.3), (3, 0.2)]:
+        save(checkpoints, step, quality)
+    with open_them() as checkpoints:
+      assert (checkpoints.best_step(), checkpoints.latest_step()) == (1, 3)
+      for step, quality in [(4, 0.1), (5, float("nan"))]:
+        save(checkpoints, step, quality)
+    with open_them() as checkpoints:
+      assert (checkpoints.best_step(), checkpoints.latest_step()) == (1, 5)
+      like = {"x": jax.ShapeDtypeStruct((3,), float, sharding=Parallel("jit").replicated)}
+      np.testing.assert_array_equal(checkpoints.restore(1, like)["x"], [1.0, 1.0, 1.0])
+
+  def test_what_a_killed_save_left_is_swept_up(self, tmp_path):
+    left = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
+    left.mkdir(parents=True)
+    with Checkpoints(tmp_path, keep=1, best_metric="miou", read_only=True) as checkpoints:
+      assert checkpoints.latest_step() is None and left.exists()
+    with Checkpoints(tmp_path, keep=1, best_metric="miou"):
+      assert not left.exists()

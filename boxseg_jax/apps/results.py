@@ -5,20 +5,26 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from boxseg_jax.errors import InputError
+from boxseg_jax.training import snapshots
 from boxseg_jax.training.run import Run
 
 
-def table(results: dict[str, float]) -> str:
-  """Metrics as lines of text, IoU and shares in percent.
+def table(results: dict[str, float], workdir) -> str:
+  """Metrics as lines of text, in percent, and where to see more.
 
   Args:
     results: metrics in [0, 1] by name, as of `training.loop.train`.
+    workdir: folder of the run.
 
   Returns:
-    One line per metric.
+    One line per metric, then the paths of the last picture and of all metrics.
   """
   width = max(len(name) for name in results)
-  return "\n".join(f"{name:<{width}}  {100 * value:5.1f} %" for name, value in results.items())
+  lines = [f"{name:<{width}}  {100 * value:5.1f} %" for name, value in results.items()]
+  picture = snapshots.newest(workdir)
+  lines += ["", f"Metrics:  {Path(workdir) / 'metrics.jsonl'}"]
+  lines += [f"Pictures: {picture}"] if picture else []
+  return "\n".join(lines)
 
 
 def evaluate_run(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
@@ -39,8 +45,9 @@ def evaluate_run(config: ConfigDict, workdir, *, report=print) -> dict[str, floa
   if not (workdir / "config.json").exists():
     raise InputError(f"{workdir} holds no run")
   run = Run(config, workdir, report=report)
-  step = run.checkpoints.best_step()
-  if step is None:
-    raise InputError(f"{workdir} holds no checkpoint")
-  report(f"Evaluating the checkpoint of step {step}.")
-  return run.measure(run.restore(step))
+  with run.open_checkpoints(read_only=True) as checkpoints:
+    step = checkpoints.best_step()
+    if step is None:
+      raise InputError(f"{workdir} holds no checkpoint")
+    report(f"Evaluating the checkpoint of step {step}.")
+    return run.measure(run.restore(checkpoints, step))

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import __version__
 from boxseg_jax import config as configuration
-from boxseg_jax.training import loop
-from boxseg_jax.training.run import claim_workdir, write_json
+from boxseg_jax.errors import InputError
+from boxseg_jax.training import loop, snapshots
+from boxseg_jax.training.run import refuse_other_configuration, write_json
 
 
 class Cell(NamedTuple):
@@ -85,18 +86,22 @@ def run(config: ConfigDict, workdir, *, report=print) -> str:
     report: takes lines of text for the person who waits.
 
   Returns:
-    The table, Markdown.
+    The table, Markdown, and the paths of the pictures.
 
   Raises:
     InputError: something in the configuration or the data is wrong.
   """
   workdir = Path(workdir)
   planned = cells(config)
+  for cell in planned:
+    configuration.check(cell_config(config, cell))
+  if config.data.split_file:
+    raise InputError("a study draws its own splits: leave config.data.split_file empty")
   rows = []
   for number, cell in enumerate(planned, start=1):
     result = workdir / cell.name / "result.json"
     if result.exists():
-      claim_workdir(cell_config(config, cell), workdir / cell.name)
+      refuse_other_configuration(cell_config(config, cell), workdir / cell.name)
       report(f"[{number}/{len(planned)}] {cell.name}: finished earlier")
     else:
       report(f"[{number}/{len(planned)}] {cell.name}")
@@ -107,7 +112,8 @@ def run(config: ConfigDict, workdir, *, report=print) -> str:
   write_json(workdir / "study.json", {"made_with": made_with(config), "cells": rows})
   text = table(rows, tuple(config.data.class_names))
   (workdir / "study.md").write_text(text)
-  return text
+  pictures = [snapshots.newest(workdir / cell.name) for cell in planned]
+  return text + "\n" + "\n".join(f"Pictures: {path}" for path in pictures if path)
 
 
 def made_with(config: ConfigDict) -> dict:
@@ -153,7 +159,7 @@ def table(rows: Iterable[dict], class_names) -> str:
     masks_only = _mean(groups.get(("masks_only", fraction)), "foreground_iou")
     spread = np.std([m["foreground_iou"] for m in metrics])
     per_class = [f"{100 * _mean(metrics, f'iou/{name}'):.1f}" for name in class_names[1:]]
-    gap = (iou - masks_only) / (full - masks_only) if arm != "full" else np.nan
+    gap = _ratio(iou - masks_only, full - masks_only) if arm != "full" else np.nan
     lines.append(
       [
         arm,
@@ -161,7 +167,7 @@ def table(rows: Iterable[dict], class_names) -> str:
         str(len(metrics)),
         *(per_class if several else ()),
         f"{100 * iou:.1f}" + (f" ± {100 * spread:.1f}" if len(metrics) > 1 else ""),
-        _percent(iou / full),
+        _percent(_ratio(iou, full)),
         _percent(gap),
       ]
     )
@@ -175,6 +181,10 @@ def table(rows: Iterable[dict], class_names) -> str:
 
 def _mean(metrics, name):
   return float(np.mean([m[name] for m in metrics])) if metrics else np.nan
+
+
+def _ratio(part, whole):
+  return part / whole if whole else np.nan
 
 
 def _percent(share):

@@ -137,7 +137,9 @@ def _pipeline(name: str) -> str:
 
 
 def _tensorflow() -> Any:
+  # It only reads data here; without these it greets the reader of the log at length.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   import tensorflow as tf
 
   # A full build would take the memory that JAX needs. Where somebody has used

@@ -22,7 +22,7 @@ def mask_images_per_batch(
   """Number of mask images in each batch.
 
   Args:
-    requested: that number, or -1 for the square root of the share that they have in the
+    requested: that number, or -1 for the cube root of the share that they have in the
       data: masks, which say more, come round more often than boxes, but few masks are
       not worn out.
     num_masks: mask images in the data.
@@ -46,7 +46,7 @@ def mask_images_per_batch(
     return batch_size if num_masks else 0
   if requested >= 0:
     return requested
-  automatic = round(batch_size * math.sqrt(num_masks / (num_masks + num_boxes)))
+  automatic = round(batch_size * math.cbrt(num_masks / (num_masks + num_boxes)))
   return max(1, min(automatic, batch_size - 1))
 
 

@@ -1,5 +1,6 @@
 """What a run reads: the training set split into masks and boxes, and the set it is judged on."""
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,6 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import config as configuration
 from boxseg_jax import data
-from boxseg_jax.batch import VOID
 from boxseg_jax.data import check, feed, order, split
 from boxseg_jax.data.examples import ExampleReader
 from boxseg_jax.data.records import Record, max_boxes
@@ -22,28 +22,29 @@ class TrainingSet(NamedTuple):
 
   Attributes:
     reader: of all records; labels of box images are hidden.
+    split: whose masks may be learned from.
     mask_indices: int64 [masks], records in the stream of mask images.
     box_indices: int64 [boxes], records in the stream of box images, may be empty.
     mask_images: mask images per batch.
     class_weights: one per class.
-    judged: reader of box images whose masks are known: judged by, never learned from.
-      None if there are none.
+    known_box_images: reader of box images whose masks are known: boxes are judged by
+      them, nothing is learned from them. None if there are none.
   """
 
   reader: ExampleReader
+  split: split.Split
   mask_indices: np.ndarray
   box_indices: np.ndarray
   mask_images: int
   class_weights: tuple[float, ...]
-  judged: ExampleReader | None
+  known_box_images: ExampleReader | None
 
 
-def open_training_set(config: ConfigDict, workdir, *, report) -> TrainingSet:
-  """Reads, checks and splits `config.data.train_split`; writes `<workdir>/split.json`.
+def open_training_set(config: ConfigDict, *, report) -> TrainingSet:
+  """Reads, checks and splits `config.data.train_split`.
 
   Args:
     config: the configuration.
-    workdir: folder of the run, a Path.
     report: takes lines of text.
 
   Returns:
@@ -55,10 +56,11 @@ def open_training_set(config: ConfigDict, workdir, *, report) -> TrainingSet:
   records = _checked_records(config, config.data.train_split, report)
   arm = configuration.arm(config)
   chosen = _choose_masks(config, records, arm)
-  split.write_split(Path(workdir) / "split.json", chosen)
   is_mask = np.isin([r.image_id for r in records], list(chosen.mask_ids))
   mask_indices = np.flatnonzero(is_mask)
   box_indices = np.flatnonzero(~is_mask) if arm.box_images else np.array([], np.int64)
+  if not len(mask_indices) + len(box_indices):
+    raise InputError(f"no mask image is left to learn from with config.arm={config.arm!r}")
   reader = ExampleReader(
     records,
     tuple(config.data.canvas),
@@ -78,12 +80,37 @@ def open_training_set(config: ConfigDict, workdir, *, report) -> TrainingSet:
   )
   return TrainingSet(
     reader,
+    chosen,
     mask_indices,
     box_indices,
     mask_images,
-    class_weights(config.loss.class_weights, reader, mask_indices, len(config.data.class_names)),
-    _judged_reader(config, records, np.flatnonzero(~is_mask)),
+    class_weights(config.loss.class_weights, records, len(config.data.class_names)),
+    # Sigma and bootstrapped targets mean nothing in the other arms.
+    _known_box_images(config, [records[i] for i in box_indices]) if arm.uncertain else None,
   )
+
+
+def keep_split(chosen: split.Split, path: Path) -> None:
+  """Writes the split beside the run, or compares it with the one that the run began with.
+
+  Args:
+    chosen: the split.
+    path: `split.json` in the workdir.
+
+  Raises:
+    InputError: the run began with another one: the data have changed since.
+  """
+  if not path.exists():
+    split.write_split(path, chosen)
+    return
+  content = json.loads(path.read_text())
+  old = split.Split(tuple(content["mask_ids"]), tuple(content["box_ids"]))
+  if old != chosen:
+    changed = set(old.mask_ids) ^ set(chosen.mask_ids) or set(old.box_ids) ^ set(chosen.box_ids)
+    raise InputError(
+      f"{path}: the run began with other images or another choice of masks, e.g. "
+      f"{min(changed)}; choose another --workdir"
+    )
 
 
 def open_evaluation_set(config: ConfigDict, *, report) -> ExampleReader:
@@ -103,7 +130,7 @@ def open_evaluation_set(config: ConfigDict, *, report) -> ExampleReader:
   for record in records:
     if record.read_labels is None:
       raise InputError(f"{record.source}: image {record.image_id} has no mask to be judged by")
-  return _plain_reader(config, records)
+  return _plain_reader(config, records, cache=config.data.cache)
 
 
 def training_batches(
@@ -150,19 +177,18 @@ def evaluation_batches(reader: ExampleReader, config: ConfigDict, parallel):
   )
 
 
-def class_weights(given, reader, mask_indices, num_classes: int) -> tuple[float, ...]:
+def class_weights(given, records: Sequence[Record], num_classes: int) -> tuple[float, ...]:
   """Weights of the classes in the loss.
 
   Args:
     given: () = all 1, ("auto",), or one number per class.
-    reader: of the training set.
-    mask_indices: images whose labels may be counted.
+    records: of the training set.
     num_classes: with the background.
 
   Returns:
-    One weight per class. "auto" is the inverse square root of each class's share of
-    the pixels of mask images (boxes' shares where there is no mask image), with
-    background scaled to 1 and none above 10.
+    One weight per class. "auto" is the inverse square root of each class's share of the
+    area of boxes and of what they leave over, scaled to 1 for the background, none
+    above 10: boxes, unlike masks, are there in every arm of a comparison.
 
   Raises:
     InputError: another number of weights, or one that is not above 0.
@@ -170,28 +196,19 @@ def class_weights(given, reader, mask_indices, num_classes: int) -> tuple[float,
   if not given:
     return (1.0,) * num_classes
   if tuple(given) == ("auto",):
-    return _balanced_weights(reader, mask_indices, num_classes)
-  if len(given) != num_classes or min(given) <= 0:
+    areas = _box_areas(records, num_classes)
+    return tuple(float(w) for w in np.minimum(np.sqrt(areas[0] / np.maximum(areas, 1e-9)), 10.0))
+  numbers = [w for w in given if isinstance(w, int | float) and w > 0]
+  if len(numbers) != num_classes or len(given) != num_classes:
     raise InputError(
-      f"config.loss.class_weights is {tuple(given)}, but {num_classes} numbers above 0 are needed"
+      f"config.loss.class_weights is {tuple(given)}, but must be (), ('auto',) or {num_classes} "
+      "numbers above 0"
     )
   return tuple(float(weight) for weight in given)
 
 
-def _balanced_weights(reader, mask_indices, num_classes):
-  counts = np.zeros(num_classes)
-  for index in mask_indices:
-    labels = reader(index)["labels"]
-    counts += np.bincount(labels[labels != VOID], minlength=num_classes)
-  if not len(mask_indices):
-    counts = _box_areas(reader.records, num_classes)
-  share = np.maximum(counts / counts.sum(), 1e-12)
-  weights = np.minimum(np.sqrt(share[0] / share), 10.0)
-  return tuple(float(weight) for weight in weights)
-
-
-def _box_areas(records: Sequence[Record], num_classes):
-  """Area of boxes by class, and of what they leave over."""
+def _box_areas(records, num_classes):
+  """Area of boxes by class in images, and of what they leave over."""
   areas = np.zeros(num_classes)
   for record in records:
     size = record.boxes[:, 2:] - record.boxes[:, :2]
@@ -200,21 +217,21 @@ def _box_areas(records: Sequence[Record], num_classes):
   return areas
 
 
-def _judged_reader(config, records, box_indices):
-  known = [records[i] for i in box_indices if records[i].read_labels is not None]
+def _known_box_images(config, box_records):
+  known = [record for record in box_records if record.read_labels is not None]
   limit = config.eval.box_images
   known = known if limit < 0 else known[:limit]
-  return _plain_reader(config, known) if known else None
+  return _plain_reader(config, known, cache=False) if known else None
 
 
-def _plain_reader(config, records):
+def _plain_reader(config, records, *, cache):
   """A reader that hides nothing."""
   return ExampleReader(
     records,
     tuple(config.data.canvas),
     max_boxes(records),
     hide_labels=np.zeros(len(records), bool),
-    cache=config.data.cache,
+    cache=cache,
   )
 
 

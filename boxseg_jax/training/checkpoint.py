@@ -14,13 +14,14 @@ class Checkpoints:
   complete, so a killed run never leaves half a checkpoint to be read.
   """
 
-  def __init__(self, workdir, *, keep: int, best_metric: str):
+  def __init__(self, workdir, *, keep: int, best_metric: str, read_only: bool = False):
     """Opens or creates the folder.
 
     Args:
       workdir: folder of the run.
       keep: how many of the newest are kept.
       best_metric: name of the metric, higher is better, whose best checkpoint is kept too.
+      read_only: leave the folder as it is: another process may be writing to it.
     """
     self._best_metric = best_metric
     policies = [
@@ -32,7 +33,11 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       Path(workdir).resolve() / "checkpoints",
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
+        # Without best_fn Orbax would not write the metrics down, and forget the best one.
+        best_fn=self._quality,
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        cleanup_tmp_directories=not read_only,  # what a killed run left half-written
+        read_only=read_only,
       ),
     )
 
@@ -77,7 +82,10 @@ class Checkpoints:
     """
     return self._manager.restore(step, args=ocp.args.StandardRestore(like))
 
-  def close(self) -> None:
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
     """Waits for what is still being written."""
     self._manager.wait_until_finished()
     self._manager.close()

@@ -1,5 +1,6 @@
 """The training loop: one run from its configuration to its results."""
 
+import contextlib
 import math
 
 import jax
@@ -37,58 +38,64 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
   """
   run = Run(config, workdir, report=report)
   num_steps = config.train.num_steps
+  with contextlib.ExitStack() as at_the_end:
+    checkpoints = at_the_end.enter_context(run.open_checkpoints())
+    writer = at_the_end.enter_context(contextlib.closing(MetricWriter(run.workdir)))
 
-  # Start, or go on where an earlier run of the same configuration stopped.
-  start_step = run.checkpoints.latest_step() or 0
-  if start_step:
-    report(f"Going on from the checkpoint of step {start_step}.")
-  state = run.restore(start_step) if start_step else run.first_state()
-  writer = MetricWriter(run.workdir)
-  writer.rewind(start_step)
-  progress = Progress(num_steps, batch_size=config.data.batch_size, start_step=start_step)
+    # Start, or go on where an earlier run of the same configuration stopped.
+    start_step = checkpoints.latest_step() or 0
+    if start_step:
+      report(f"Going on from the checkpoint of step {start_step}.")
+    state = run.restore(checkpoints, start_step) if start_step else run.first_state()
+    writer.rewind(start_step)
+    progress = Progress(num_steps, batch_size=config.data.batch_size, start_step=start_step)
+    at_the_end.callback(progress.close)
 
-  train_step = run.train_step()
-  window = Window()
-  results = None
-  for step, batch in enumerate(run.batches(start_step), start=start_step + 1):
-    state, metrics = train_step(state, run.parallel.put_batch(batch))
-    window.add(step, metrics)
-    progress.update(step)
-
-    if _due(step, config.train.log_every, num_steps):
-      logged = window.close()
-      progress.update(step, loss=logged["loss"], iou=logged["mask_iou"])
-      logged["learning_rate"] = float(run.schedule(step - 1))
-      logged["images_per_second"] = progress.images_per_second
-      writer.write(step, {f"train/{name}": value for name, value in logged.items()})
-
+    train_step = run.train_step()
+    window = Window()
     results = None
-    if _due(step, config.train.eval_every, num_steps):
-      with progress.paused():
-        results = run.measure(state)
-        writer.write(step, {f"eval/{name}": value for name, value in results.items()})
-        picture = run.snapshots.draw(state)
-        writer.write_image(step, "training_images", picture)
-        snapshots.save(run.workdir, step, picture)
+    for step, batch in enumerate(run.batches(start_step), start=start_step + 1):
+      state, metrics = train_step(state, batch)
+      window.add(step, metrics)
+      progress.update(step)
+      evaluating = _due(step, config.train.eval_every, num_steps)
+      saving = evaluating or _due(step, config.train.checkpoint_every, num_steps)
 
-    if _due(step, config.train.checkpoint_every, num_steps):
-      # Nothing unchecked is saved: this waits for the step's loss.
-      window.settle()
-      with progress.paused():
-        run.checkpoints.save(step, state, results)
+      # A checkpoint ends a line of the log, so that a run that goes on from it logs the same.
+      if saving or _due(step, config.train.log_every, num_steps):
+        logged = window.close()
+        progress.update(step, loss=logged["loss"], iou=logged["mask_iou"])
+        logged["learning_rate"] = float(run.schedule(step - 1))
+        logged["images_per_second"] = progress.images_per_second
+        writer.write(step, {f"train/{name}": value for name, value in logged.items()})
 
-  progress.close()
-  run.checkpoints.close()
-  writer.close()
-  if start_step == num_steps:  # it had finished already
-    results = run.measure(state)
+      if evaluating:
+        with progress.paused():
+          results = run.measure(state)
+          writer.write(step, {f"eval/{name}": value for name, value in results.items()})
+          if config.eval.pictures:
+            picture = run.snapshots.draw(state)
+            writer.write_image(step, "training_images", picture)
+            snapshots.save(run.workdir, step, picture)
+
+      if saving:
+        # Only what the window has seen to be finite is ever saved.
+        with progress.paused():
+          writer.flush()
+          checkpoints.save(step, state, results if evaluating else None)
+
+    if start_step == num_steps:  # it had finished already
+      results = run.measure(state)
   write_json(run.workdir / "result.json", results)
-  report(f"Pictures: {snapshots.newest(run.workdir)}")
   return results
 
 
 def _due(step, every, num_steps):
   return step == num_steps or (every > 0 and step % every == 0)
+
+
+# The loss is that of the parameters before the step, so they are looked at themselves, too.
+WATCHED = ("loss", "loss_mask", "loss_outside", "loss_box", "grad_norm", "param_norm")
 
 
 class Window:
@@ -118,9 +125,10 @@ class Window:
       return
     step, metrics = self._running
     metrics, self._running = jax.device_get(metrics), None
-    if not math.isfinite(metrics["loss"]):
-      terms = ", ".join(f"{k} = {v}" for k, v in sorted(metrics.items()) if k.startswith("loss"))
-      raise NonFiniteLossError(f"the loss is not finite at step {step}: {terms}")
+    watched = {name: float(metrics[name]) for name in WATCHED}
+    if not all(map(math.isfinite, watched.values())):
+      values = ", ".join(f"{name} = {value:.6g}" for name, value in watched.items())
+      raise NonFiniteLossError(f"the loss is not finite at step {step}: {values}")
     self._steps.append(metrics)
 
   def close(self) -> dict[str, float]:

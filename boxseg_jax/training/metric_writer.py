@@ -65,6 +65,11 @@ class MetricWriter:
     unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     os.replace(unfinished, self._path)
 
+  def flush(self) -> None:
+    """Hands TensorBoard's entries to the disk: before a checkpoint, which no run goes behind."""
+    if self._board is not None:
+      self._board.flush()
+
   def close(self) -> None:
     """Closes TensorBoard's file."""
     if self._board is not None:

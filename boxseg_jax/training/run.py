@@ -43,31 +43,45 @@ class Run:
     Raises:
       InputError: something in the configuration or the data is wrong.
     """
+    configuration.check(config)
     self.config, self.workdir = config, Path(workdir)
+    refuse_other_configuration(config, self.workdir)
     self.parallel = Parallel(config.parallel.kind)
-    self.parallel.check_batch_size("data.batch_size", config.data.batch_size)
     self.parallel.check_batch_size("eval.batch_size", config.eval.batch_size)
-    claim_workdir(config, self.workdir)
-    self.training = training_set.open_training_set(config, self.workdir, report=report)
-    self.judged = training_set.open_evaluation_set(config, report=report)
+    self.parallel.check_batch_size(
+      "data.batch_size", config.data.batch_size, config.optimizer.accumulate
+    )
     self.model = build.make_model(config)
     self.optimizer, self.schedule = build.make_optimizer(config)
+    build.loss_settings(config, ())  # what is wrong with it is told before anything is read
+    self.training = training_set.open_training_set(config, report=report)
+    self.judged = training_set.open_evaluation_set(config, report=report)
     self.settings = build.loss_settings(config, self.training.class_weights)
+    self._claim_workdir()
 
-  @cached_property
-  def checkpoints(self) -> Checkpoints:
-    """The checkpoints in the workdir."""
+  def _claim_workdir(self):
+    """Writes down what the workdir is of, once all of it has been found right."""
+    training_set.keep_split(self.training.split, self.workdir / "split.json")
+    write_json(self.workdir / "config.json", configuration.flatten(self.config))
+
+  def open_checkpoints(self, *, read_only: bool = False) -> Checkpoints:
+    """The checkpoints in the workdir, a context manager that ends what is being written."""
     train = self.config.train
-    return Checkpoints(self.workdir, keep=train.keep_checkpoints, best_metric=train.best_metric)
+    return Checkpoints(
+      self.workdir,
+      keep=train.keep_checkpoints,
+      best_metric=train.best_metric,
+      read_only=read_only,
+    )
 
   def first_state(self):
     """The state of step 0 on all devices."""
     return self.parallel.replicate(build.initial_state(self.config, self.model, self.optimizer))
 
-  def restore(self, step: int):
+  def restore(self, checkpoints: Checkpoints, step: int):
     """The state of a checkpoint on all devices."""
     like = build.state_like(self.config, self.model, self.optimizer, self.parallel)
-    return self.checkpoints.restore(step, like)
+    return checkpoints.restore(step, like)
 
   def train_step(self):
     """The compiled training step, see `build.compile_train_step`."""
@@ -76,10 +90,11 @@ class Run:
     )
 
   def batches(self, start_step: int):
-    """Training batches from a step on, see `training_set.training_batches`."""
-    return training_set.training_batches(
+    """Training batches on the devices, from a step on; see `training_set.training_batches`."""
+    batches = training_set.training_batches(
       self.training, self.config, start_step=start_step, parallel=self.parallel
     )
+    return self.parallel.prefetch(batches)
 
   @cached_property
   def snapshots(self) -> Snapshots:
@@ -93,8 +108,8 @@ class Run:
   def measure(self, state) -> dict[str, float]:
     """All metrics of a state by name, see `evaluation.evaluate.results`."""
     totals = self._totals(self._evaluators.segmentation, state, self.judged)
-    if self.training.judged:
-      totals |= self._totals(self._evaluators.boxes, state, self.training.judged)
+    if self.training.known_box_images:
+      totals |= self._totals(self._evaluators.boxes, state, self.training.known_box_images)
     return evaluate.results(totals, self.config.data.class_names)
 
   def _totals(self, sums_fn, state, reader):
@@ -102,23 +117,26 @@ class Run:
     return evaluate.evaluate(sums_fn, state, batches, self.parallel.put_batch)
 
 
-def claim_workdir(config: ConfigDict, workdir: Path) -> None:
-  """Writes the configuration into a new workdir, or compares it with the one there.
+def refuse_other_configuration(config: ConfigDict, workdir: Path) -> None:
+  """Compares the configuration with the one that the workdir is of, if it is of any.
 
   Args:
     config: the configuration.
     workdir: folder of the run.
 
   Raises:
-    InputError: the workdir is of another configuration; names the differing keys.
+    InputError: another configuration, the differing keys are named; or a workdir that
+      cannot be written or read.
   """
   path = workdir / "config.json"
-  flat = configuration.flatten(config)
-  if not path.exists():
+  try:
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, flat)
-    return
-  changed = configuration.differences(json.loads(path.read_text()), flat)
+    if not path.exists():
+      return
+    old = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f"the workdir {workdir} cannot be used: {error}") from error
+  changed = configuration.differences(old, configuration.flatten(config))
   if changed:
     raise InputError(
       f"{workdir} holds a run of another configuration; choose another --workdir or undo:\n  "
@@ -129,5 +147,8 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
 def write_json(path: Path, value) -> None:
   """Writes a file that is either whole or not there, whatever happens to the process."""
   unfinished = path.with_name(path.name + ".unfinished")
-  unfinished.write_text(json.dumps(value, indent=2) + "\n")
-  unfinished.replace(path)
+  try:
+    unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    unfinished.replace(path)
+  except OSError as error:
+    raise InputError(f"{path} cannot be written: {error}") from error

@@ -15,7 +15,7 @@ class Snapshots:
   """Draws image, given label, boxes, prediction, sigma and bootstrapped target."""
 
   def __init__(self, config: ConfigDict, model, settings: LossSettings, training):
-    """Chooses the images: box images first, since theirs is what changes.
+    """Chooses the images: a third mask images, the others box images.
 
     Args:
       config: the configuration.
@@ -24,7 +24,11 @@ class Snapshots:
       training: data.training_set.TrainingSet.
     """
     self._class_names = tuple(config.data.class_names)
-    chosen = np.concatenate([training.box_indices, training.mask_indices])[: config.eval.pictures]
+    # Box images are what changes; some mask images for comparison.
+    masks = training.mask_indices[
+      : config.eval.pictures // 3 if len(training.box_indices) else None
+    ]
+    chosen = np.concatenate([masks, training.box_indices])[: config.eval.pictures]
     examples = [training.reader(int(index)) for index in chosen]
     self._batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
     known = [training.reader.evaluation(int(index))["labels"] for index in chosen]

@@ -143,7 +143,9 @@ def _accumulated_gradients(loss, state: TrainState, batch, accumulate: int):
   if accumulate == 1:
     grads, (sums, stats) = gradient(state.params, state.batch_stats, state.ema, state.step, batch)
     return grads, sums, stats
-  micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+  # Every `accumulate`-th example, because a batch has its mask images first and each
+  # micro-batch shall have its share of them.
+  micros = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
   first = jax.tree.map(lambda x: x[0], micros)
   shapes = jax.eval_shape(gradient, state.params, state.batch_stats, state.ema, state.step, first)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][0]))
@@ -177,7 +179,7 @@ def make_train_step(
   Returns:
     `(state, batch) -> (state, metrics)`. Metrics are float32 sums over the global
     batch or its means: "loss" and its terms, "certainty_box" (mean inside boxes),
-    "grad_norm", "intersection" and "union" [num_classes - 1].
+    "grad_norm", "param_norm", "intersection" and "union" [num_classes - 1].
   """
   loss = make_loss(model, settings)
 
@@ -197,6 +199,7 @@ def make_train_step(
     metrics["loss"] = sum(metrics.values())
     metrics["certainty_box"] = sums.pop("certainty_box") / jnp.maximum(sums.pop("box_pixels"), 1.0)
     metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["param_norm"] = optax.global_norm(params)
     state = TrainState(state.step + 1, params, batch_stats, ema, opt_state)
     return state, metrics | sums
 
