@@ -2,6 +2,8 @@
 
 import json
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Iterable
 from importlib import metadata
@@ -109,9 +111,10 @@ def run(config: ConfigDict, workdir, *, report=print) -> str:
       loop.train(cell_config(config, cell), workdir / cell.name, report=report)
       report(f"[{number}/{len(planned)}] took {time.monotonic() - started:.0f} s")
     rows.append({**cell._asdict(), "metrics": json.loads(result.read_text())})
-  write_json(workdir / "study.json", {"made_with": made_with(config), "cells": rows})
+  origin = made_with(config)
+  write_json(workdir / "study.json", {"made_with": origin, "cells": rows})
   text = table(rows, tuple(config.data.class_names))
-  (workdir / "study.md").write_text(text)
+  (workdir / "study.md").write_text(text + "\n" + _list_items(origin))
   pictures = [snapshots.newest(workdir / cell.name) for cell in planned]
   return text + "\n" + "\n".join(f"Pictures: {path}" for path in pictures if path)
 
@@ -127,12 +130,20 @@ def made_with(config: ConfigDict) -> dict:
   """
   default = configuration.flatten(configuration.get_config())
   return {
+    "command": shlex.join(["python", "-m", "boxseg_jax.main", *sys.argv[1:]]),
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "python": platform.python_version(),
     "boxseg_jax": __version__,
     **{name: metadata.version(name) for name in ("jax", "flax", "optax")},
     "config": configuration.differences(default, configuration.flatten(config)),
   }
+
+
+def _list_items(origin):
+  """Markdown of `made_with`."""
+  changed = "".join(f"  - `{line}`\n" for line in origin["config"])
+  plain = "".join(f"- {name}: {value}\n" for name, value in origin.items() if name != "config")
+  return f"{plain}- differences from the default configuration:\n{changed}"
 
 
 def table(rows: Iterable[dict], class_names) -> str:
