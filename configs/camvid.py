@@ -32,7 +32,7 @@ def get_config(variant=""):
   config.augment.scale = (0.5, 2.0)
   config.optimizer.learning_rate = 2e-3
   config.optimizer.encoder_rate = 0.3
-  config.train.num_steps = 500
+  config.train.num_steps = 400
   if variant == "gpu":
     config.data.canvas = (360, 480)
     config.data.batch_size = 16
@@ -42,7 +42,7 @@ def get_config(variant=""):
     config.model.encoder.name = "resnet50"
     config.model.encoder.weights = "../shared/weights/resnet50_v1_imagenet.safetensors"
     config.model.dtype = "bfloat16"
-    config.train.num_steps = 5000
+    config.train.num_steps = 4000
     config.train.eval_every = 1000
     config.train.checkpoint_every = 1000
   if variant == "study":
