@@ -1,6 +1,7 @@
 """Compares arms, mask fractions and seeds, everything else being equal."""
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -130,13 +131,19 @@ def made_with(config: ConfigDict) -> dict:
   """
   default = configuration.flatten(configuration.get_config())
   return {
-    "command": shlex.join(["python", "-m", "boxseg_jax.main", *sys.argv[1:]]),
+    "command": " ".join(["python -m boxseg_jax.main", *map(_quoted, sys.argv[1:])]),
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "host cores": os.cpu_count(),
     "python": platform.python_version(),
     "boxseg_jax": __version__,
     **{name: metadata.version(name) for name in ("jax", "flax", "optax")},
     "config": configuration.differences(default, configuration.flatten(config)),
   }
+
+
+def _quoted(argument):
+  """For a shell; tuples of strings stay readable, where shlex would quote every quote."""
+  return shlex.quote(argument) if "'" not in argument else f'"{argument}"'
 
 
 def _list_items(origin):
