@@ -62,7 +62,8 @@ def _main(argv) -> None:
   from boxseg_jax.training import loop
 
   values = flags.FLAGS
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every rename at level INFO
+  # Orbax tells every rename as INFO, every checkpoint between evaluations as a WARNING.
+  logging.set_verbosity(logging.ERROR)
   parallel.keep_compiled_programs(values.compilation_cache)
   modes = {"train": loop.train, "evaluate": results.evaluate_run, "study": study.run}
   workdir = Path(values.workdir)
