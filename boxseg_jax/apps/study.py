@@ -1,5 +1,6 @@
 """Compares arms, mask fractions and seeds, everything else being equal."""
 
+import itertools
 import json
 import os
 import platform
@@ -54,13 +55,9 @@ def cells(config: ConfigDict) -> list[Cell]:
   fractions = config.study.mask_fractions or (config.data.mask_fraction,)
   seeds = config.study.seeds or (config.seed,)
   found = {}
-  for seed in seeds:
-    for fraction in fractions:
-      for arm in config.study.arms:
-        if arm == "masks_only" and fraction == 0:
-          continue
-        cell = Cell(arm, 1.0 if arm == "full" else float(fraction), int(seed))
-        found.setdefault(cell)
+  for seed, fraction, arm in itertools.product(seeds, fractions, config.study.arms):
+    if arm != "masks_only" or fraction > 0:
+      found.setdefault(Cell(arm, 1.0 if arm == "full" else float(fraction), int(seed)))
   return list(found)
 
 
