@@ -15,7 +15,8 @@ numpy and for device arrays:
                                                    canvas that the image covers, in (0, 1]
   image_id      int32   [batch]                    position in the split's records, -1 = padding
 
-The image lies at the top left of the canvas. A batch for evaluation carries
+The image lies at the top left of the canvas. In a training batch mask images come
+first. A batch for evaluation carries
 the labels once more at their own resolution:
 
   full_labels   int32   [batch, full_height, full_width]  255 beyond the image

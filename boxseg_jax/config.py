@@ -151,6 +151,9 @@ def _loss():
   return {
     # Boxes -> masks while training: "soft", "hard" or "none" (arm "uncertainty").
     "bootstrap": "soft",
+    # Whose prediction it takes: "self", the network's own; "boxes", that of a second decoder,
+    # used while training alone, which is shown the boxes and learns from the mask images.
+    "teacher": "self",
     # Where bootstrapping starts, and how long it takes to come in fully; shares of
     # train.num_steps.
     "bootstrap_start": 0.3,
@@ -216,6 +219,10 @@ _SHARES = (
   "optimizer.warmup",
   "train.ema_decay",
 )
+_CHOICES = {
+  "loss.bootstrap": ("none", "hard", "soft"),
+  "loss.teacher": ("boxes", "self"),
+}
 MAX_CLASSES = 255  # label 255 is void
 
 
@@ -230,6 +237,8 @@ def check(config: ConfigDict) -> None:
   """
   arm(config)
   flat = flatten(config)
+  for key, known in _CHOICES.items():
+    _require(flat[key] in known, key, flat[key], f"one of {known}")
   for key in _AT_LEAST_ONE:
     _require(flat[key] >= 1, key, flat[key], "at least 1")
   for key in _SHARES:

@@ -49,7 +49,7 @@ def test_builds_its_network(path):
   config.model.encoder.weights = ""
   model = build.make_model(config)
   optimizer, schedule = build.make_optimizer(config)
-  settings = build.loss_settings(config, [1.0] * len(config.data.class_names))
+  settings = build.loss_settings(config, [1.0] * len(config.data.class_names), mask_images=1)
   assert settings.num_classes == len(config.data.class_names)
   assert 0 < settings.bootstrap_start < config.train.num_steps
   assert float(schedule(config.train.num_steps)) == pytest.approx(0.0, abs=1e-9)
@@ -166,6 +166,7 @@ def test_differences_name_the_keys():
   ("key", "value", "words"),
   [
     ("loss.bootstrap", "sofd", "loss.bootstrap is 'sofd'"),
+    ("loss.teacher", "box", "loss.teacher is 'box'"),
     ("optimizer.name", "adam", "optimizer.name is 'adam'"),
     ("optimizer.schedule", "step", "optimizer.schedule is 'step'"),
     ("model.name", "unett", "unet"),
@@ -176,6 +177,6 @@ def test_wrong_values_are_named(key, value, words):
   config = configuration.get_config()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(InputError, match=words):
+    configuration.check(config)
     build.make_model(config)
     build.make_optimizer(config)
-    build.loss_settings(config, [1.0] * 4)

@@ -9,7 +9,7 @@ from scipy import integrate, special, stats
 
 from boxseg_jax.batch import VOID
 from boxseg_jax.losses import bootstrap, objective, uncertainty
-from boxseg_jax.losses.boxes import box_labels
+from boxseg_jax.losses.boxes import box_labels, box_maps
 
 CANVAS = (4, 6)
 
@@ -55,6 +55,22 @@ class TestBoxes:
   def test_padding_covers_nothing(self):
     found = labels_of([in_pixels(0, 0, 4, 6)], [0])
     assert not found.inside.any() and not found.box_class.any()
+
+  def test_maps_are_filled_boxes_and_tents_by_class(self):
+    boxes = jnp.array([[in_pixels(0, 0, 4, 2), in_pixels(0, 2, 4, 6), in_pixels(0, 0, 4, 6)]])
+    maps = box_maps(
+      boxes.astype(jnp.float32),
+      jnp.array([[1, 1, 2]]),
+      jnp.array([[False, False, True]]),
+      canvas=CANVAS,
+      num_classes=3,
+    )
+    filled, tent, other_filled, other_tent = np.moveaxis(np.asarray(maps[0]), -1, 0)
+    np.testing.assert_array_equal(filled, np.ones(CANVAS))
+    # Boxes that touch fall to 0 between them: rows 1/4 and 3/4, columns by hand.
+    columns = np.array([0.5, 0.5, 0.25, 0.75, 0.75, 0.25])
+    np.testing.assert_allclose(tent, np.outer([0.25, 0.75, 0.75, 0.25], columns), atol=1e-6)
+    assert not other_filled.any() and not other_tent.any()  # a crowd is no box
 
   def test_crowd_gives_way_to_a_box(self):
     found = labels_of([in_pixels(0, 0, 4, 4), in_pixels(0, 0, 4, 2)], [1, 1], crowd=[True, False])
@@ -271,3 +287,15 @@ class TestObjective:
       )
       assert all(np.isfinite(g).all() for g in grads)
       assert np.abs(grads[0]).max() <= 1.0 + 1e-6  # softmax minus target
+
+
+def test_teacher_loss_counts_known_mask_pixels():
+  logits = jnp.zeros((2, 1, 2, 3)).at[:, :, :, 1].set(2.0)
+  batch = {
+    "labels": jnp.array([[[1, VOID]], [[1, 1]]]),
+    "visible": jnp.ones((2, 1, 2), bool),
+    "valid": jnp.ones(2, bool),
+    "has_mask": jnp.array([True, False]),
+  }
+  loss = objective.teacher_loss(logits, batch, class_weights=jnp.array([1.0, 3.0, 1.0]))
+  assert loss == pytest.approx(3 * (np.log(2 + np.exp(2.0)) - 2.0), rel=1e-6)

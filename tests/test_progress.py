@@ -96,29 +96,25 @@ def test_a_log_file_gets_whole_lines_and_no_control_characters():
     clock.now += 0.5
     logged = step % 10 == 0
     progress.update(step, loss=1 / step if logged else None, iou=0.5 if step == 10 else None)
-  progress.message("evaluated")
   progress.close()
   assert stream.getvalue().splitlines() == [
     "step 10/100  loss 0.1000  IoU 0.500  16.0 images/s  0:45 left",
     "step 20/100  loss 0.0500  IoU 0.500  16.0 images/s  0:40 left",
-    "evaluated",
   ]
   assert "\r" not in stream.getvalue()
 
 
-def test_a_terminal_shows_one_live_line_that_messages_stay_above():
+def test_a_terminal_shows_one_live_line():
   terminal = Terminal()
   progress, clock = make_progress(terminal)
   progress.update(1, loss=123.0, iou=0.25)
-  progress.message("a new best")
   clock.now += 1
   progress.update(2)
-  assert terminal.screen() == ["a new best", "step 2/100  loss 123.0000  IoU 0.250"]
+  assert terminal.screen() == ["step 2/100  loss 123.0000  IoU 0.250"]
   clock.now += 1
   progress.update(3, loss=1.0, iou=math.nan)  # shorter: nothing of the old line is left
   progress.close()
   assert terminal.screen() == [
-    "a new best",
     "step 3/100  loss 1.0000  IoU 0.250  8.0 images/s  1:37 left",
     "",
   ]

@@ -43,6 +43,9 @@ def settings(**changes):
     num_classes=3,
     uncertain=True,
     bootstrap="soft",
+    teacher="boxes",
+    mask_images=3,
+    box_images=5,
     bootstrap_start=1,
     bootstrap_ramp=2,
     class_weights=(1.0, 2.0, 3.0),
@@ -50,12 +53,21 @@ def settings(**changes):
   return base._replace(**changes)
 
 
+def a_model(norm="batch"):
+  return models.build(
+    "unet", num_classes=3, encoder="conv", width=4, levels=2, norm=norm, axis_name=AXIS
+  )
+
+
+def first_variables(model):
+  image, maps = (np.zeros((1, *CANVAS, channels), np.float32) for channels in (3, 4))
+  return model.init(jax.random.key(0), image, maps, train=False, method="with_teacher")
+
+
 def train(kind="pmap", devices=1, steps=2, norm="batch", accumulate=1, batches=None, **changes):
   """A few steps of SGD, which shows differences in gradients undamped; (params, metrics)."""
   parallel = Parallel(kind, jax.devices()[:devices])
-  model = models.build(
-    "unet", num_classes=3, encoder="conv", width=4, levels=2, norm=norm, axis_name=AXIS
-  )
+  model = a_model(norm)
   optimizer = optimizers.make_optimizer(
     "sgd",
     schedule=lambda step: 0.02,
@@ -74,8 +86,7 @@ def train(kind="pmap", devices=1, steps=2, norm="batch", accumulate=1, batches=N
     accumulate=accumulate,
     axis_name=AXIS,
   )
-  variables = model.init(jax.random.key(0), np.zeros((1, *CANVAS, 3), np.float32), train=False)
-  state = parallel.replicate(create_state(variables, optimizer=optimizer))
+  state = parallel.replicate(create_state(first_variables(model), optimizer=optimizer))
   run = parallel.compile(step, donate_state=True)
   history = []
   for batch in batches or [a_batch(seed) for seed in range(steps)]:
@@ -127,6 +138,7 @@ def test_state_moves_and_counts(reference):
   assert history[0]["loss"] != history[1]["loss"]
   for metrics in history:
     terms = metrics["loss_mask"] + metrics["loss_outside"] + metrics["loss_box"]
+    terms += metrics["loss_teacher"]
     np.testing.assert_allclose(metrics["loss"], terms, rtol=1e-6)
     assert 0 < metrics["certainty_box"] <= 1
     assert (metrics["intersection"] <= metrics["union"]).all()
@@ -157,6 +169,26 @@ def test_bootstrapping_changes_nothing_before_its_start(reference):
   assert any(different)
 
 
+def test_the_teacher_is_not_needed_where_the_network_teaches_itself():
+  """Its parameters stay as they are but for weight decay, and it is not run."""
+  state, history = train(teacher="self")
+  assert "loss_teacher" not in history[0]
+  other, _ = train(teacher="self", mask_images=8)
+  jax.tree.map(np.testing.assert_array_equal, state, other)
+
+
+def test_the_teacher_learns_from_mask_images_alone():
+  def teacher_after(inverted):
+    batch = a_batch()
+    batch["image"][inverted] = 255 - batch["image"][inverted]
+    return train(steps=1, batches=[batch], norm="group")[0].params["teacher"]
+
+  usual = teacher_after(slice(0, 0))
+  assert_close(usual, teacher_after(slice(3, None)), rtol=1e-6)
+  with pytest.raises(AssertionError):
+    assert_close(usual, teacher_after(slice(0, 3)))
+
+
 def test_each_example_has_a_key_of_its_position():
   def keys(devices):
     parallel = Parallel("jit", jax.devices()[:devices])
@@ -175,8 +207,6 @@ def test_each_example_has_a_key_of_its_position():
 def test_ema_follows_by_hand():
   state, _ = train(steps=1)
   # At step 0 the warmed-up decay is min(0.9, 1 / 10).
-  variables = models.build(
-    "unet", num_classes=3, encoder="conv", width=4, levels=2, axis_name=AXIS
-  ).init(jax.random.key(0), np.zeros((1, *CANVAS, 3), np.float32), train=False)
+  variables = first_variables(a_model())
   expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, variables["params"], state.params)
   assert_close(expected, state.ema["params"], rtol=1e-5)

@@ -16,8 +16,6 @@ import jax.numpy as jnp
 
 from boxseg_jax.losses import uncertainty
 
-KINDS = ("none", "hard", "soft")
-
 
 def allowed_prediction(logits, allowed):
   """Softmax over the allowed classes alone.

@@ -88,3 +88,39 @@ def box_labels(boxes, box_classes, box_is_crowd, *, canvas, num_classes) -> BoxL
     box_class = _smallest_box_class(boxes, box_classes, rows, columns, real, num_classes)
   crowd = _cover(rows, columns, (box_classes > 0) & box_is_crowd) & ~inside
   return BoxLabels(inside, crowd, box_class, allowed)
+
+
+def box_maps(boxes, box_classes, box_is_crowd, *, canvas, num_classes):
+  """Draws the boxes as an image, for a network that is told them.
+
+  Args:
+    boxes: as for `box_labels`.
+    box_classes: as for `box_labels`.
+    box_is_crowd: as for `box_labels`.
+    canvas: (height, width) in pixels.
+    num_classes: number of classes with the background.
+
+  Returns:
+    float32 [batch, height, width, 2 * (num_classes - 1)]: for each class its boxes
+    filled with 1, and a tent over each box, 1 at its centre and 0 at its edges, which
+    keeps boxes that touch or overlap apart (tents add up).
+  """
+  height, width = canvas
+  rows, columns = _spans(boxes, canvas)
+  ymin, xmin, ymax, xmax = jnp.split(boxes, 4, axis=-1)
+  tent_rows = _tent((jnp.arange(height) + 0.5) / height, ymin, ymax)
+  tent_columns = _tent((jnp.arange(width) + 0.5) / width, xmin, xmax)
+  real = (box_classes > 0) & ~box_is_crowd
+  maps = []
+  for label in range(1, num_classes):
+    chosen = real & (box_classes == label)
+    maps.append(_cover(rows, columns, chosen).astype(jnp.float32))
+    weighted = tent_rows * chosen[..., None]
+    maps.append(jnp.einsum("bnh,bnw->bhw", weighted, tent_columns))
+  return jnp.stack(maps, axis=-1)
+
+
+def _tent(points, low, high):
+  """1 in the middle of [low, high], falling to 0 at its ends: [batch, n, points]."""
+  half = jnp.maximum(high - low, 1e-6) / 2
+  return jnp.maximum(1.0 - jnp.abs(points - (low + high) / 2) / half, 0.0)

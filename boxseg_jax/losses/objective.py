@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from boxseg_jax.batch import BACKGROUND, VOID
 from boxseg_jax.losses import uncertainty
-from boxseg_jax.losses.boxes import BoxLabels, box_labels
+from boxseg_jax.losses.boxes import BoxLabels, box_labels, box_maps
 
 
 class PixelRoles(NamedTuple):
@@ -53,6 +53,18 @@ def read_boxes(batch, num_classes) -> BoxLabels:
   """`boxes.box_labels` of an augmented batch (boxes in units of the canvas)."""
   canvas = batch["labels"].shape[1:]
   return box_labels(
+    batch["boxes"],
+    batch["box_classes"],
+    batch["box_is_crowd"],
+    canvas=canvas,
+    num_classes=num_classes,
+  )
+
+
+def read_box_maps(batch, num_classes):
+  """`boxes.box_maps` of an augmented batch (boxes in units of the canvas)."""
+  canvas = batch["labels"].shape[1:]
+  return box_maps(
     batch["boxes"],
     batch["box_classes"],
     batch["box_is_crowd"],
@@ -105,3 +117,22 @@ def objective(logits, sigma, batch, boxes, box_target, *, uncertain, class_weigh
     "box_pixels": jnp.sum(roles.inside_box, dtype=jnp.float32),
   }
   return sum(terms.values()), sums
+
+
+def teacher_loss(logits, batch, *, class_weights):
+  """Weighted cross entropy of the teacher on mask pixels, as a sum.
+
+  Args:
+    logits: float32 [batch, height, width, K], of the teacher.
+    batch: the augmented batch that it was shown; box images in it count nothing.
+    class_weights: as for `objective`.
+
+  Returns:
+    float32 scalar in nats, to be divided like `objective`'s total.
+  """
+  known = batch["visible"] & (batch["valid"] & batch["has_mask"])[:, None, None]
+  known &= batch["labels"] != VOID
+  logits = uncertainty.class_logits(logits)
+  target = jax.nn.one_hot(jnp.where(known, batch["labels"], BACKGROUND), logits.shape[-1])
+  weights = jnp.sum(target * class_weights, axis=-1)
+  return jnp.sum(weights * uncertainty.cross_entropy(logits, target), where=known)

@@ -1,5 +1,7 @@
 """Networks by name: image -> `Outputs(logits, sigma)`."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from boxseg_jax.errors import InputError
@@ -7,6 +9,7 @@ from boxseg_jax.models import choice, deeplab, erfnet, pretrained, unet
 from boxseg_jax.models.heads import Head, Outputs
 from boxseg_jax.models.layers import Style
 from boxseg_jax.models.segmenter import Segmenter
+from boxseg_jax.models.teacher import Teacher
 
 __all__ = ["NETWORKS", "Outputs", "Segmenter", "build", "pretrained"]
 
@@ -55,5 +58,8 @@ def build(
     axis_name=axis_name,
   )
   encoder, decoder = choice.construct(constructor, options, name, style=style)
-  head = Head(1 if num_classes == 2 else num_classes)
-  return Segmenter(encoder, decoder, head, style.dtype)
+  num_outputs = 1 if num_classes == 2 else num_classes
+  without_statistics = dataclasses.replace(style, norm="group")
+  _, second = choice.construct(constructor, options, name, style=without_statistics)
+  teacher = Teacher(second, num_outputs, style.dtype)
+  return Segmenter(encoder, decoder, Head(num_outputs), teacher, style.dtype)

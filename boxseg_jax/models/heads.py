@@ -21,17 +21,30 @@ class Outputs(NamedTuple):
   sigma: jax.Array
 
 
+class Scores(nn.Module):
+  """A linear map per pixel in full float32, interpolated to the image's size."""
+
+  num_outputs: int
+
+  @nn.compact
+  def __call__(self, x, size: tuple[int, int]):
+    """Maps [batch, h, w, channels] to float32 [batch, *size, num_outputs]."""
+    # TPUs and GPUs would otherwise round float32 operands before they multiply.
+    exact = jax.lax.Precision.HIGHEST
+    shape = (x.shape[-1], self.num_outputs)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    bias = self.param("bias", nn.initializers.zeros, shape[-1:])
+    return resize(jnp.matmul(x.astype(jnp.float32), kernel, precision=exact) + bias, size)
+
+
 class Head(nn.Module):
-  """Per-pixel linear maps to logits and to s, sigma = softplus(s), in full float32."""
+  """Logits, and s with sigma = softplus(s)."""
 
   num_outputs: int
 
   @nn.compact
   def __call__(self, x, size: tuple[int, int]) -> Outputs:
     """Maps [batch, h, w, channels] to `Outputs` at `size` = (height, width)."""
-    x = x.astype(jnp.float32)
-    # TPUs and GPUs would otherwise round float32 operands before they multiply.
-    exact = jax.lax.Precision.HIGHEST
-    logits = nn.Dense(self.num_outputs, precision=exact, name="logits")(x)
-    scale = nn.Dense(1, precision=exact, name="sigma")(x)
-    return Outputs(resize(logits, size), nn.softplus(resize(scale, size)[..., 0]))
+    logits = Scores(self.num_outputs, name="logits")(x, size)
+    scale = Scores(1, name="sigma")(x, size)
+    return Outputs(logits, nn.softplus(scale[..., 0]))

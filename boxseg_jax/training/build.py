@@ -10,9 +10,7 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import augment, models
 from boxseg_jax import config as configuration
-from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import evaluate
-from boxseg_jax.losses import bootstrap
 from boxseg_jax.models import pretrained
 from boxseg_jax.parallel import AXIS, Parallel
 from boxseg_jax.training import optimizer as optimizers
@@ -41,29 +39,28 @@ def make_model(config: ConfigDict):
   )
 
 
-def loss_settings(config: ConfigDict, class_weights) -> LossSettings:
+def loss_settings(config: ConfigDict, class_weights, *, mask_images: int) -> LossSettings:
   """The loss of the configured arm.
 
   Args:
     config: the configuration.
     class_weights: one per class.
+    mask_images: mask images in each batch.
 
   Returns:
-    LossSettings, shares of the training turned into steps.
-
-  Raises:
-    InputError: unknown kind of bootstrapping.
+    LossSettings, shares of the training turned into steps. Without mask images to learn from
+    there is no teacher but the network itself.
   """
-  if config.loss.bootstrap not in bootstrap.KINDS:
-    raise InputError(
-      f"config.loss.bootstrap is {config.loss.bootstrap!r}, but must be one of {bootstrap.KINDS}"
-    )
   arm = configuration.arm(config)
   steps = config.train.num_steps
+  taught = arm.bootstrap != "none" and 0 < mask_images < config.data.batch_size
   return LossSettings(
     num_classes=len(config.data.class_names),
     uncertain=arm.uncertain,
     bootstrap=arm.bootstrap,
+    teacher=config.loss.teacher if taught else "self",
+    mask_images=mask_images,
+    box_images=config.data.batch_size - mask_images,
     bootstrap_start=round(config.loss.bootstrap_start * steps),
     bootstrap_ramp=round(config.loss.bootstrap_ramp * steps),
     class_weights=tuple(class_weights),
@@ -107,22 +104,31 @@ def make_augment(config: ConfigDict) -> Callable:
   return partial(augment.augment, geometry=geometry, photometry=photometry)
 
 
-def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
+def _init(config: ConfigDict, model, settings: LossSettings, key):
+  """Variables of the model, with a teacher where there is one."""
+  image = jnp.zeros((1, *config.data.canvas, 3))
+  if settings.teacher == "self":
+    return model.init(key, image, train=False)
+  maps = jnp.zeros((1, *config.data.canvas, 2 * (settings.num_classes - 1)))
+  return model.init(key, image, maps, train=False, method="with_teacher")
+
+
+def initial_state(config: ConfigDict, model, optimizer, settings: LossSettings) -> TrainState:
   """Parameters drawn from `config.seed`, the encoder's read from its file if there is one.
 
   Args:
     config: the configuration.
     model: the network.
     optimizer: optax transformation.
+    settings: of the loss.
 
   Returns:
     TrainState at step 0, on the default device.
   """
-  image = jnp.zeros((1, *config.data.canvas, 3))
   # This generator compiles in a fifth of the default's time; its draws are the same on
   # every run of one kind of device, which is all that a start from scratch needs.
   key = jax.random.key(config.seed, impl="rbg")
-  variables = jax.jit(partial(model.init, train=False))(key, image)
+  variables = jax.jit(partial(_init, config, model, settings))(key)
   if config.model.encoder.weights:
     variables = pretrained.load_encoder(
       variables, config.model.encoder.weights, encoder=config.model.encoder.name
@@ -130,12 +136,11 @@ def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
   return jax.jit(partial(create_state, optimizer=optimizer))(variables)
 
 
-def state_like(config: ConfigDict, model, optimizer, parallel: Parallel):
+def state_like(config: ConfigDict, model, optimizer, settings: LossSettings, parallel: Parallel):
   """Shapes and shardings of the state, without computing it: the target of a restore."""
 
   def make(key):
-    image = jnp.zeros((1, *config.data.canvas, 3))
-    return create_state(model.init(key, image, train=False), optimizer=optimizer)
+    return create_state(_init(config, model, settings, key), optimizer=optimizer)
 
   shapes = jax.eval_shape(make, jax.random.key(0))
   return jax.tree.map(

@@ -85,13 +85,6 @@ class Progress:
       if self._mark is not None:
         self._mark = (self._mark[0], self._mark[1] + self._clock() - begin)
 
-  def message(self, text: str) -> None:
-    """Writes lines of text that stay, above the live line if there is one."""
-    self._erase()
-    print(text, file=self._stream, flush=True)
-    if self._live and self._mark is not None:
-      self._draw(at_once=True)
-
   def close(self) -> None:
     """Leaves the last live line standing and goes on below it."""
     if self._drawn:
@@ -127,12 +120,6 @@ class Progress:
     self._stream.write("\r" + line.ljust(len(self._drawn)))
     self._stream.flush()
     self._drawn, self._drawn_at = line, now
-
-  def _erase(self) -> None:
-    """Wipes the live line, so that something else can stand there."""
-    if self._drawn:
-      self._stream.write("\r" + " " * len(self._drawn) + "\r")
-    self._drawn = ""
 
 
 def _number(value: float) -> str:

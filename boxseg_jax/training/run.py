@@ -53,10 +53,11 @@ class Run:
     )
     self.model = build.make_model(config)
     self.optimizer, self.schedule = build.make_optimizer(config)
-    build.loss_settings(config, ())  # what is wrong with it is told before anything is read
     self.training = training_set.open_training_set(config, report=report)
     self.judged = training_set.open_evaluation_set(config, report=report)
-    self.settings = build.loss_settings(config, self.training.class_weights)
+    self.settings = build.loss_settings(
+      config, self.training.class_weights, mask_images=self.training.mask_images
+    )
     self._claim_workdir()
 
   def _claim_workdir(self):
@@ -76,11 +77,13 @@ class Run:
 
   def first_state(self):
     """The state of step 0 on all devices."""
-    return self.parallel.replicate(build.initial_state(self.config, self.model, self.optimizer))
+    return self.parallel.replicate(
+      build.initial_state(self.config, self.model, self.optimizer, self.settings)
+    )
 
   def restore(self, checkpoints: Checkpoints, step: int):
     """The state of a checkpoint on all devices."""
-    like = build.state_like(self.config, self.model, self.optimizer, self.parallel)
+    like = build.state_like(self.config, self.model, self.optimizer, self.settings, self.parallel)
     return checkpoints.restore(step, like)
 
   def train_step(self):

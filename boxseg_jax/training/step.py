@@ -6,6 +6,7 @@ depend on how the batch is split.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,10 @@ class LossSettings(NamedTuple):
     num_classes: number of classes with the background.
     uncertain: whether boxes are taken with the uncertainty loss.
     bootstrap: "none", "hard" or "soft".
+    teacher: whose prediction bootstrapped targets take: that of the network "self", or of
+      its decoder that is shown the "boxes".
+    mask_images: mask images in the global batch; they come first, in every part of it too.
+    box_images: box images in the global batch; they come last.
     bootstrap_start: first step with bootstrapped targets.
     bootstrap_ramp: steps until they count fully.
     class_weights: one weight per class.
@@ -31,6 +36,9 @@ class LossSettings(NamedTuple):
   num_classes: int
   uncertain: bool
   bootstrap: str
+  teacher: str
+  mask_images: int
+  box_images: int
   bootstrap_start: int
   bootstrap_ramp: int
   class_weights: tuple[float, ...]
@@ -53,34 +61,78 @@ def example_keys(seed: int, step, local_batch: int, axis_name: str):
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, position)
 
 
+def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, strength):
+  """Targets inside boxes by what the network and its teacher see.
+
+  Args:
+    model: the network.
+    variables: {"params", "batch_stats"}.
+    batch: augmented batch.
+    boxes: losses.boxes.BoxLabels of the batch.
+    settings: of the loss.
+    strength: see `bootstrap.targets`.
+
+  Returns:
+    (target float32 [batch, height, width, num_classes], sigma float32 [batch, height, width]).
+  """
+  image = batch["image"]
+  if settings.teacher == "boxes":
+    maps = objective.read_box_maps(batch, settings.num_classes)
+    outputs, logits = model.apply(variables, image, maps, train=False, method="with_teacher")
+  else:
+    outputs = model.apply(variables, image, train=False)
+    logits = outputs.logits
+  target = bootstrap.targets(
+    settings.bootstrap,
+    uncertainty.class_logits(logits),
+    outputs.sigma,
+    boxes,
+    strength=strength,
+  )
+  return target, outputs.sigma
+
+
 def box_targets(model, ema, batch, boxes, step, settings: LossSettings):
-  """Targets inside boxes, from the moving average of the network where it teaches.
+  """Targets inside boxes while training, by the moving average of the network.
 
   Args:
     model: the network.
     ema: {"params", "batch_stats"}.
-    batch: augmented batch.
+    batch: augmented batch, mask images first.
     boxes: losses.boxes.BoxLabels of the batch.
     step: int32 scalar.
     settings: of the loss.
 
   Returns:
-    float32 [batch, height, width, num_classes].
+    float32 [batch, height, width, num_classes], of use on box images only.
   """
   of_box = jax.nn.one_hot(boxes.box_class, settings.num_classes)
-  if settings.bootstrap == "none":
+  count = min(len(of_box), settings.box_images)
+  if settings.bootstrap == "none" or not count:
     return of_box
   strength = bootstrap.strength_at(
     step, start=settings.bootstrap_start, ramp=settings.bootstrap_ramp
   )
 
   def teach():
-    teacher = model.apply(ema, batch["image"], train=False)
-    logits = uncertainty.class_logits(teacher.logits)
-    return bootstrap.targets(settings.bootstrap, logits, teacher.sigma, boxes, strength=strength)
+    last = jax.tree.map(lambda x: x[-count:], (batch, boxes))
+    target, _ = bootstrapped(model, ema, *last, settings, strength=strength)
+    return jnp.concatenate([of_box[:-count], target])
 
   # Before its start bootstrapping costs nothing: the teacher is not even run.
   return jax.lax.cond(strength > 0, teach, lambda: of_box)
+
+
+def _train_outputs(model, variables, batch, settings: LossSettings):
+  """((`Outputs`, the teacher's logits of the first images or None), new batch statistics)."""
+  train = partial(model.apply, variables, batch["image"], train=True, mutable=["batch_stats"])
+  if settings.teacher == "boxes":
+    maps = objective.read_box_maps(batch, settings.num_classes)[: settings.mask_images]
+    outputs, updated = train(maps, method="with_teacher")
+  else:
+    alone, updated = train()
+    outputs = alone, None
+  return outputs, updated.get("batch_stats", variables["batch_stats"])
 
 
 def _mask_overlap(logits, labels, in_mask, num_classes):
@@ -109,12 +161,8 @@ def make_loss(model, settings: LossSettings) -> Callable:
   def loss(params, batch_stats, ema, step, batch):
     boxes = objective.read_boxes(batch, settings.num_classes)
     target = box_targets(model, ema, batch, boxes, step, settings)
-    outputs, updated = model.apply(
-      {"params": params, "batch_stats": batch_stats},
-      batch["image"],
-      train=True,
-      mutable=["batch_stats"],
-    )
+    variables = {"params": params, "batch_stats": batch_stats}
+    (outputs, taught), batch_stats = _train_outputs(model, variables, batch, settings)
     total, sums = objective.objective(
       outputs.logits,
       outputs.sigma,
@@ -124,9 +172,13 @@ def make_loss(model, settings: LossSettings) -> Callable:
       uncertain=settings.uncertain,
       class_weights=class_weights,
     )
+    if taught is not None:
+      shown = jax.tree.map(lambda x: x[: len(taught)], batch)
+      sums["loss_teacher"] = objective.teacher_loss(taught, shown, class_weights=class_weights)
+      total += sums["loss_teacher"]
     in_mask = objective.pixel_roles(batch, boxes).in_mask
     sums |= _mask_overlap(outputs.logits, batch["labels"], in_mask, settings.num_classes)
-    return total, (sums, updated.get("batch_stats", batch_stats))
+    return total, (sums, batch_stats)
 
   return loss
 
@@ -195,7 +247,7 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     ema = update_ema(state.ema, params, batch_stats, step=state.step, decay=ema_decay)
 
-    metrics = {name: sums.pop(name) / weight for name in ("loss_mask", "loss_outside", "loss_box")}
+    metrics = {name: sums.pop(name) / weight for name in list(sums) if name.startswith("loss_")}
     metrics["loss"] = sum(metrics.values())
     metrics["certainty_box"] = sums.pop("certainty_box") / jnp.maximum(sums.pop("box_pixels"), 1.0)
     metrics["grad_norm"] = optax.global_norm(grads)
@@ -239,11 +291,9 @@ def make_target_fn(model, settings: LossSettings) -> Callable:
 
   def target(state: TrainState, batch):
     boxes = objective.read_boxes(batch, settings.num_classes)
-    outputs = model.apply(state.ema, batch["image"], train=False)
-    logits = uncertainty.class_logits(outputs.logits)
-    inside = bootstrap.targets(settings.bootstrap, logits, outputs.sigma, boxes, strength=1.0)
+    inside, sigma = bootstrapped(model, state.ema, batch, boxes, settings, strength=1.0)
     background = jax.nn.one_hot(jnp.zeros_like(boxes.box_class), settings.num_classes)
     whole = jnp.where(boxes.inside[..., None], inside, background)
-    return whole, outputs.sigma, boxes.inside, boxes.box_class
+    return whole, sigma, boxes.inside, boxes.box_class
 
   return target
