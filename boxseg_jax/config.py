@@ -24,9 +24,12 @@ def get_config() -> ConfigDict:
   """The default configuration, locked: a key that is not listed here is refused."""
   return ConfigDict(
     {
-      # What is trained on: "uncertainty" (the method), or, to compare with it under
-      # otherwise equal conditions, "full" (all masks), "masks_only" (box images
-      # unused), "boxes_as_masks" (boxes filled with their class).
+      # What is trained on: "uncertainty" (the method as `loss` below describes it), or, to
+      # compare with it under otherwise equal conditions, "full" (all masks), "masks_only"
+      # (box images unused), "boxes_as_masks" (boxes filled with their class), "grabcut"
+      # (boxes made into masks by GrabCut), "projection" (the loss of BoxInst),
+      # "uncertainty_none", "_hard", "_soft", "_boxes" (kinds of bootstrapping; the last is
+      # "_soft" with the teacher "boxes").
       "arm": "uncertainty",
       # Draws the initial parameters, the order of the data and the augmentation.
       "seed": 0,
@@ -57,6 +60,10 @@ def get_config() -> ConfigDict:
         "mask_fractions": (),
         # Seeds (config.seed and data.split_seed); empty = config.seed alone.
         "seeds": (),
+        # What annotation costs, per object: for the plot over annotation time. 79 s is COCO's
+        # mean (Lin et al. 2014), 7 s that of extreme clicking (Papadopoulos et al. 2017).
+        "seconds_per_mask": 79.0,
+        "seconds_per_box": 7.0,
       },
     }
   ).lock()
@@ -102,6 +109,9 @@ def _data():
     "on_bad_image": "stop",
     # Skipping stops above this share of broken images.
     "max_bad_fraction": 0.01,
+    # Mistakes made on purpose in the boxes of box images, to see what a method bears: largest
+    # move of a side as a share of the box, share of boxes left out, share of another class.
+    "box_faults": {"resize": 0.0, "missing": 0.0, "wrong_class": 0.0},
     # The embedded data set.
     "shapes": {"num_train": 400, "num_eval": 100, "seed": 0},
   }
@@ -212,12 +222,22 @@ _AT_LEAST_ONE = (
   "train.keep_checkpoints",
 )
 _SHARES = (
+  "data.box_faults.resize",
+  "data.box_faults.missing",
+  "data.box_faults.wrong_class",
   "data.mask_fraction",
   "data.max_bad_fraction",
   "loss.bootstrap_start",
   "loss.bootstrap_ramp",
   "optimizer.warmup",
   "train.ema_decay",
+)
+_NOT_NEGATIVE = (
+  "optimizer.learning_rate",
+  "optimizer.clip_norm",
+  "optimizer.weight_decay",
+  "study.seconds_per_mask",
+  "study.seconds_per_box",
 )
 _CHOICES = {
   "loss.bootstrap": ("none", "hard", "soft"),
@@ -243,7 +263,7 @@ def check(config: ConfigDict) -> None:
     _require(flat[key] >= 1, key, flat[key], "at least 1")
   for key in _SHARES:
     _require(0 <= flat[key] <= 1, key, flat[key], "in [0, 1]")
-  for key in ("optimizer.learning_rate", "optimizer.clip_norm", "optimizer.weight_decay"):
+  for key in _NOT_NEGATIVE:
     _require(flat[key] >= 0, key, flat[key], "at least 0")
   for key in ("seed", "data.split_seed"):
     _require(0 <= flat[key] < 2**32, key, flat[key], "in [0, 2^32)")
@@ -270,14 +290,37 @@ class Arm(NamedTuple):
   Attributes:
     all_masks: every mask may be learned from, whatever data.mask_fraction says.
     box_images: whether images without a mask are used at all.
-    uncertain: whether boxes are taken with the uncertainty loss.
+    pseudo_masks: whether boxes are made into masks by GrabCut before training.
+    inside_boxes: the loss inside boxes, see `losses.objective`.
     bootstrap: the kind of bootstrapping.
+    teacher: whose prediction it takes.
   """
 
-  all_masks: bool
-  box_images: bool
-  uncertain: bool
-  bootstrap: str
+  all_masks: bool = False
+  box_images: bool = True
+  pseudo_masks: bool = False
+  inside_boxes: str = "label"
+  bootstrap: str = "none"
+  teacher: str = "self"
+
+
+def arms(config: ConfigDict) -> dict[str, Arm]:
+  """Every arm by name; "uncertainty" is the method as `config.loss` describes it."""
+  uncertainty = Arm(inside_boxes="uncertainty")
+  return {
+    "full": Arm(all_masks=True, box_images=False),
+    "masks_only": Arm(box_images=False),
+    "boxes_as_masks": Arm(),
+    "grabcut": Arm(pseudo_masks=True),
+    "projection": Arm(inside_boxes="projection"),
+    "uncertainty_none": uncertainty,
+    "uncertainty_hard": uncertainty._replace(bootstrap="hard"),
+    "uncertainty_soft": uncertainty._replace(bootstrap="soft"),
+    "uncertainty_boxes": uncertainty._replace(bootstrap="soft", teacher="boxes"),
+    "uncertainty": uncertainty._replace(
+      bootstrap=config.loss.bootstrap, teacher=config.loss.teacher
+    ),
+  }
 
 
 def arm(config: ConfigDict) -> Arm:
@@ -286,17 +329,10 @@ def arm(config: ConfigDict) -> Arm:
   Raises:
     InputError: unknown arm.
   """
-  arms = {
-    "full": Arm(all_masks=True, box_images=False, uncertain=False, bootstrap="none"),
-    "masks_only": Arm(all_masks=False, box_images=False, uncertain=False, bootstrap="none"),
-    "boxes_as_masks": Arm(all_masks=False, box_images=True, uncertain=False, bootstrap="none"),
-    "uncertainty": Arm(
-      all_masks=False, box_images=True, uncertain=True, bootstrap=config.loss.bootstrap
-    ),
-  }
-  if config.arm not in arms:
-    raise InputError(f"config.arm is {config.arm!r}, but must be one of {sorted(arms)}")
-  return arms[config.arm]
+  known = arms(config)
+  if config.arm not in known:
+    raise InputError(f"config.arm is {config.arm!r}, but must be one of {sorted(known)}")
+  return known[config.arm]
 
 
 def flatten(config: ConfigDict) -> dict:

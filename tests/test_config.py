@@ -109,12 +109,13 @@ def test_a_misspelt_key_names_the_nearest():
 
 def test_arms_differ_in_what_they_say_and_nothing_else():
   config = configuration.get_config()
-  arms = {}
-  for name in ("full", "masks_only", "boxes_as_masks", "uncertainty"):
-    config.arm = name
-    arms[name] = configuration.arm(config)
+  arms = configuration.arms(config)
   assert arms["full"].all_masks and not arms["masks_only"].box_images
-  assert arms["boxes_as_masks"]._replace(uncertain=True, bootstrap="soft") == arms["uncertainty"]
+  method = arms["boxes_as_masks"]._replace(inside_boxes="uncertainty")
+  assert method == arms["uncertainty_none"]
+  assert method._replace(bootstrap="soft", teacher="boxes") == arms["uncertainty_boxes"]
+  config.loss.bootstrap = "hard"
+  assert configuration.arm(config) == arms["uncertainty_hard"]
   config.arm = "uncertanty"
   with pytest.raises(InputError, match="uncertanty.*uncertainty"):
     configuration.arm(config)

@@ -8,7 +8,7 @@ import pytest
 from scipy import integrate, special, stats
 
 from boxseg_jax.batch import VOID
-from boxseg_jax.losses import bootstrap, objective, uncertainty
+from boxseg_jax.losses import bootstrap, objective, projection, uncertainty
 from boxseg_jax.losses.boxes import box_labels, box_maps
 
 CANVAS = (4, 6)
@@ -207,14 +207,15 @@ def a_batch(num_classes=3, seed=0):
     "has_mask": jnp.asarray([True, False]),
     "valid": jnp.asarray([True, True]),
     "visible": jnp.asarray(visible),
+    "image": jnp.asarray(np.random.default_rng(6).uniform(0, 1, (2, *CANVAS, 3)), jnp.float32),
   }
 
 
-def run_objective(batch, logits, sigma, *, uncertain=True, weights=(1.0, 1.0, 1.0)):
+def run_objective(batch, logits, sigma, *, inside_boxes="uncertainty", weights=(1.0, 1.0, 1.0)):
   boxes = objective.read_boxes(batch, 3)
   target = jax.nn.one_hot(boxes.box_class, 3)
   return objective.objective(
-    logits, sigma, batch, boxes, target, uncertain=uncertain, class_weights=jnp.array(weights)
+    logits, sigma, batch, boxes, target, inside_boxes=inside_boxes, class_weights=jnp.array(weights)
   )
 
 
@@ -257,8 +258,8 @@ class TestObjective:
     np.testing.assert_array_equal(touched, expected)
 
   def test_boxes_at_their_word_do_not_know_sigma(self):
-    one, _ = run_objective(a_batch(), self.logits, self.sigma, uncertain=False)
-    other, _ = run_objective(a_batch(), self.logits, 5 * self.sigma, uncertain=False)
+    one, _ = run_objective(a_batch(), self.logits, self.sigma, inside_boxes="label")
+    other, _ = run_objective(a_batch(), self.logits, 5 * self.sigma, inside_boxes="label")
     assert one == other
     assert one != run_objective(a_batch(), self.logits, self.sigma)[0]
 
@@ -299,3 +300,82 @@ def test_teacher_loss_counts_known_mask_pixels():
   }
   loss = objective.teacher_loss(logits, batch, class_weights=jnp.array([1.0, 3.0, 1.0]))
   assert loss == pytest.approx(3 * (np.log(2 + np.exp(2.0)) - 2.0), rel=1e-6)
+
+
+class TestProjection:
+  """The terms of BoxInst against their formulas, written out."""
+
+  rng = np.random.default_rng(8)
+  image = rng.uniform(0, 1, (6, 7, 3))
+  probabilities = special.softmax(rng.normal(size=(6, 7, 3)), axis=-1)
+
+  def test_projection_is_dice_of_maxima_along_rows_and_columns(self):
+    rows, columns = np.zeros((2, 6), bool), np.zeros((2, 7), bool)
+    rows[0, 1:4], columns[0, 2:7] = True, True
+    rows[1, 0:6], columns[1, 0:2] = True, True
+    classes, weights = np.array([2, 1]), np.array([1.0, 3.0])
+    expected = 0.0
+    for n in range(2):
+      mask = self.probabilities[:, :, classes[n]][rows[n]][:, columns[n]]
+      for values in (mask.max(1), mask.max(0)):
+        dice = 2 * values.sum() / ((values**2).sum() + len(values))
+        expected += weights[n] * (1 - dice) / weights.sum()
+    found = projection.projection_loss(
+      jnp.asarray(self.probabilities), jnp.asarray(rows), jnp.asarray(columns), classes, weights
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+  def test_a_mask_that_touches_every_row_and_column_has_no_projection_loss(self):
+    diagonal = np.stack([1 - np.eye(4), np.eye(4)], axis=-1)
+    everywhere = jnp.ones((1, 4), bool)
+    loss = projection.projection_loss(
+      jnp.asarray(diagonal), everywhere, everywhere, jnp.array([1]), jnp.array([1.0])
+    )
+    assert float(loss) == pytest.approx(0.0, abs=1e-6)
+
+  def test_affinity_pair_by_pair(self):
+    # Grey steps of 0, 1 or 60 in lightness: like, like and unlike colours.
+    image = np.repeat(self.rng.choice([0.2, 0.202, 0.9], (6, 7, 1)), 3, axis=-1)
+    inside = np.zeros((6, 7), bool)
+    inside[2:5, 1:4] = True
+    colours = np.asarray(projection.lab(jnp.asarray(image)))
+    total, pairs = 0.0, 0
+    for y, x in np.ndindex(6, 7):
+      for dy, dx in ((0, 2), (2, 0), (2, 2), (2, -2)):
+        v, u = y + dy, x + dx
+        if not (0 <= v < 6 and 0 <= u < 7) or not (inside[y, x] or inside[v, u]):
+          continue
+        pairs += 1
+        if np.exp(-np.linalg.norm(colours[y, x] - colours[v, u]) / 2) >= 0.3:
+          total -= np.log(self.probabilities[y, x] @ self.probabilities[v, u])
+    found = projection.affinity_loss(
+      jnp.asarray(self.probabilities), jnp.asarray(image), jnp.asarray(inside)
+    )
+    assert total > 0 and float(found) == pytest.approx(total / pairs, rel=1e-4)
+
+  @pytest.mark.parametrize(
+    ("rgb", "expected"),
+    # CIE's own values for sRGB under D65.
+    [((1, 1, 1), (100, 0, 0)), ((1, 0, 0), (53.24, 80.09, 67.20)), ((0, 0, 0), (0, 0, 0))],
+  )
+  def test_lab(self, rgb, expected):
+    found = projection.lab(jnp.asarray(rgb, jnp.float32))
+    np.testing.assert_allclose(found, expected, atol=0.05)
+
+  def test_objective_weighs_it_like_the_pixels_inside(self):
+    rng = np.random.default_rng(5)
+    logits = jnp.asarray(rng.normal(size=(2, *CANVAS, 3)), jnp.float32)
+    sigma = jnp.ones((2, *CANVAS))
+    batch = a_batch()
+    total, sums = run_objective(batch, logits, sigma, inside_boxes="projection")
+    _, plain = run_objective(batch, logits, sigma, inside_boxes="label")
+    assert sums["weight"] == plain["weight"] and sums["loss_mask"] == plain["loss_mask"]
+    spans = jnp.zeros((1, 4), bool).at[:, :2].set(True), jnp.zeros((1, 6), bool).at[:, :2].set(True)
+    p = jax.nn.softmax(logits[1])
+    inside = spans[0][0][:, None] & spans[1][0]
+    ones = jnp.ones(1)
+    expected = 4 * projection.projection_loss(p, *spans, jnp.array([1]), ones)
+    expected += 4 * projection.affinity_loss(p, batch["image"][1], inside)
+    assert float(sums["loss_box"]) == pytest.approx(float(expected), rel=1e-5)
+    grads = jax.grad(lambda l: run_objective(batch, l, sigma, inside_boxes="projection")[0])(logits)
+    assert np.isfinite(grads).all() and np.abs(grads[1, :2, :2]).max() > 0

@@ -41,7 +41,7 @@ def a_batch(seed=0, void=0.1):
 def settings(**changes):
   base = LossSettings(
     num_classes=3,
-    uncertain=True,
+    inside_boxes="uncertainty",
     bootstrap="soft",
     teacher="boxes",
     mask_images=3,

@@ -1,6 +1,6 @@
 """Record -> example of the batch contract: the one reader that every feed uses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -77,6 +77,7 @@ class ExampleReader:
     max_boxes: int,
     hide_labels: np.ndarray,
     cache: bool,
+    pseudo_labels: Callable[[Record], np.ndarray] | None = None,
   ):
     """Binds the reader; nothing is read yet.
 
@@ -87,6 +88,8 @@ class ExampleReader:
       hide_labels: bool [records], True for box images: their masks are not even
         opened for training.
       cache: keep decoded canvases in memory, 4 bytes per pixel and image.
+      pseudo_labels: gives box images a mask to learn from in place of their own:
+        record -> uint8 [height, width] of the image.
     """
     if len(hide_labels) != len(records):
       raise ValueError(f"{len(hide_labels)} flags for {len(records)} records")
@@ -95,6 +98,7 @@ class ExampleReader:
     self.max_boxes = max_boxes
     self._hide_labels = np.array(hide_labels, bool)
     self._cache = cache
+    self._pseudo_labels = pseudo_labels
     self._images = {}
     self._labels = {}
 
@@ -114,8 +118,9 @@ class ExampleReader:
     Raises:
       InputError: a file is missing or unreadable.
     """
-    show = self.records[index].read_labels is not None and not self._hide_labels[index]
-    return self._example(index, self._canvas_labels(index) if show else None)
+    own = self.records[index].read_labels is not None and not self._hide_labels[index]
+    known = own or self._pseudo_labels is not None
+    return self._example(index, self._canvas_labels(index) if known else None)
 
   def evaluation(self, index: int) -> dict[str, np.ndarray]:
     """Reads an example for evaluation: true labels, whatever training may see.
@@ -174,7 +179,10 @@ class ExampleReader:
     return fit_image(record.read_reduced((2 * height, 2 * width)), self.canvas)
 
   def _read_canvas_labels(self, index: int) -> np.ndarray:
-    return fit_labels(self.records[index].read_labels(), self.canvas)
+    record = self.records[index]
+    hidden = self._hide_labels[index] or record.read_labels is None
+    labels = self._pseudo_labels(record) if hidden else record.read_labels()
+    return fit_labels(labels, self.canvas)
 
   def _remembered(self, store, index, read):
     # Two threads may read the same image at once; both get equal arrays, and the

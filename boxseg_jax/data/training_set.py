@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import config as configuration
 from boxseg_jax import data
-from boxseg_jax.data import check, feed, order, split
+from boxseg_jax.data import check, feed, grabcut, order, split
 from boxseg_jax.data.examples import ExampleReader
+from boxseg_jax.data.faults import BoxFaults, with_faults
 from boxseg_jax.data.records import Record, max_boxes
 from boxseg_jax.errors import InputError
 
@@ -61,12 +62,14 @@ def open_training_set(config: ConfigDict, *, report) -> TrainingSet:
   box_indices = np.flatnonzero(~is_mask) if arm.box_images else np.array([], np.int64)
   if not len(mask_indices) + len(box_indices):
     raise InputError(f"no mask image is left to learn from with config.arm={config.arm!r}")
+  records = _with_faults(config, records, is_mask)
   reader = ExampleReader(
     records,
     tuple(config.data.canvas),
     max_boxes(records, config.data.max_boxes),
     hide_labels=~is_mask,
     cache=config.data.cache,
+    pseudo_labels=grabcut.labeller(config.data.canvas) if arm.pseudo_masks else None,
   )
   mask_images = order.mask_images_per_batch(
     config.data.mask_images_per_batch,
@@ -86,7 +89,9 @@ def open_training_set(config: ConfigDict, *, report) -> TrainingSet:
     mask_images,
     class_weights(config.loss.class_weights, records, len(config.data.class_names)),
     # Sigma and bootstrapped targets mean nothing in the other arms.
-    _known_box_images(config, [records[i] for i in box_indices]) if arm.uncertain else None,
+    _known_box_images(config, [records[i] for i in box_indices])
+    if arm.inside_boxes == "uncertainty"
+    else None,
   )
 
 
@@ -215,6 +220,20 @@ def _box_areas(records, num_classes):
     np.add.at(areas, record.box_classes, size.prod(axis=1))
   areas[0] = max(len(records) - areas.sum(), 1.0)
   return areas
+
+
+def _with_faults(config, records, is_mask):
+  """The records, with the configured mistakes in the boxes of box images."""
+  faults = BoxFaults(**config.data.box_faults)
+  if faults == BoxFaults():
+    return records
+  num_classes = len(config.data.class_names)
+  return [
+    record
+    if known
+    else with_faults(record, faults, num_classes=num_classes, seed=config.data.split_seed)
+    for record, known in zip(records, is_mask, strict=True)
+  ]
 
 
 def _known_box_images(config, box_records):

@@ -24,8 +24,8 @@ class BoxLabels(NamedTuple):
   allowed: jax.Array
 
 
-def _spans(boxes, canvas):
-  """Rows [batch, n, height] and columns [batch, n, width] whose centres lie in each box."""
+def spans(boxes, canvas):
+  """Rows bool [batch, n, height] and columns bool [batch, n, width] whose centres a box holds."""
   height, width = canvas
   ymin, xmin, ymax, xmax = jnp.split(boxes, 4, axis=-1)
   row_centres = (jnp.arange(height) + 0.5) / height
@@ -75,7 +75,7 @@ def box_labels(boxes, box_classes, box_is_crowd, *, canvas, num_classes) -> BoxL
     BoxLabels at the canvas's resolution.
   """
   chex.assert_rank([boxes, box_classes, box_is_crowd], [3, 2, 2])
-  rows, columns = _spans(boxes, canvas)
+  rows, columns = spans(boxes, canvas)
   real = (box_classes > 0) & ~box_is_crowd
   covered = [
     _cover(rows, columns, real & (box_classes == label)) for label in range(1, num_classes)
@@ -106,7 +106,7 @@ def box_maps(boxes, box_classes, box_is_crowd, *, canvas, num_classes):
     keeps boxes that touch or overlap apart (tents add up).
   """
   height, width = canvas
-  rows, columns = _spans(boxes, canvas)
+  rows, columns = spans(boxes, canvas)
   ymin, xmin, ymax, xmax = jnp.split(boxes, 4, axis=-1)
   tent_rows = _tent((jnp.arange(height) + 0.5) / height, ymin, ymax)
   tent_columns = _tent((jnp.arange(width) + 0.5) / width, xmin, xmax)

@@ -2,8 +2,10 @@
 
     mask image                       cross entropy of mu with the label
     box image, outside every box     cross entropy of mu with background
-    box image, inside a box          cross entropy of mu / kappa with the target of
-                                     `bootstrap.targets` (of mu where `uncertain` is off)
+    box image, inside a box          "uncertainty": cross entropy of mu / kappa with the
+                                     target of `bootstrap.targets`; to compare with,
+                                     "label": cross entropy of mu with the box's class,
+                                     "projection": the terms of BoxInst
     void, crowd, padding             weight 0
 
 Sums and weights are returned instead of a mean: they add up over micro-batches
@@ -16,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from boxseg_jax.batch import BACKGROUND, VOID
-from boxseg_jax.losses import uncertainty
-from boxseg_jax.losses.boxes import BoxLabels, box_labels, box_maps
+from boxseg_jax.losses import projection, uncertainty
+from boxseg_jax.losses.boxes import BoxLabels, box_labels, box_maps, spans
 
 
 class PixelRoles(NamedTuple):
@@ -73,7 +75,9 @@ def read_box_maps(batch, num_classes):
   )
 
 
-def objective(logits, sigma, batch, boxes, box_target, *, uncertain, class_weights):
+def objective(
+  logits, sigma, batch, boxes, box_target, *, inside_boxes, class_weights, affinity_weight=1.0
+):
   """Weighted cross entropy of one batch, as sums.
 
   Args:
@@ -82,9 +86,9 @@ def objective(logits, sigma, batch, boxes, box_target, *, uncertain, class_weigh
     batch: augmented batch, see `augment.augment`.
     boxes: losses.boxes.BoxLabels of the batch.
     box_target: float32 [batch, height, width, num_classes], target inside boxes.
-    uncertain: whether the loss inside boxes is that of the expected probability;
-      otherwise a box is taken at its word.
+    inside_boxes: "uncertainty", "label" or "projection", see above.
     class_weights: float32 [num_classes], > 0, weight of each class in the target.
+    affinity_weight: float32 scalar, weight of the colour affinity beside the projection.
 
   Returns:
     (total, sums): total is the summed weighted cross entropy in nats, to be
@@ -96,8 +100,10 @@ def objective(logits, sigma, batch, boxes, box_target, *, uncertain, class_weigh
   num_classes = logits.shape[-1]
   roles = pixel_roles(batch, boxes)
   # Sigma takes part inside boxes only: elsewhere it would learn to be 0 everywhere.
-  shrunk = uncertainty.expected_logits(logits, sigma) if uncertain else logits
-  used_logits = jnp.where(roles.inside_box[..., None], shrunk, logits)
+  used_logits = logits
+  if inside_boxes == "uncertainty":
+    shrunk = uncertainty.expected_logits(logits, sigma)
+    used_logits = jnp.where(roles.inside_box[..., None], shrunk, logits)
   label = jnp.where(roles.in_mask, batch["labels"], BACKGROUND)
   certain_target = jax.nn.one_hot(label, num_classes)
   target = jnp.where(roles.inside_box[..., None], box_target, certain_target)
@@ -109,6 +115,10 @@ def objective(logits, sigma, batch, boxes, box_target, *, uncertain, class_weigh
     "loss_outside": jnp.sum(loss, where=roles.outside_boxes),
     "loss_box": jnp.sum(loss, where=roles.inside_box),
   }
+  if inside_boxes == "projection":
+    of_image = _projection(logits, batch, roles.inside_box, class_weights, affinity_weight)
+    weight = jnp.sum(weights, axis=(1, 2), where=roles.inside_box)
+    terms["loss_box"] = jnp.sum(of_image * weight)
   counted = roles.in_mask | roles.outside_boxes | roles.inside_box
   sums = {
     **terms,
@@ -117,6 +127,21 @@ def objective(logits, sigma, batch, boxes, box_target, *, uncertain, class_weigh
     "box_pixels": jnp.sum(roles.inside_box, dtype=jnp.float32),
   }
   return sum(terms.values()), sums
+
+
+def _projection(logits, batch, inside, class_weights, affinity_weight):
+  """`projection.image_losses` of an augmented batch, [batch]."""
+  classes = batch["box_classes"]
+  real = (classes > 0) & ~batch["box_is_crowd"]
+  return projection.image_losses(
+    jax.nn.softmax(logits, axis=-1),
+    batch["image"],
+    spans(batch["boxes"], inside.shape[1:]),
+    inside,
+    classes,
+    jnp.where(real, class_weights[classes], 0.0),
+    affinity_weight,
+  )
 
 
 def teacher_loss(logits, batch, *, class_weights):

@@ -56,9 +56,9 @@ def loss_settings(config: ConfigDict, class_weights, *, mask_images: int) -> Los
   taught = arm.bootstrap != "none" and 0 < mask_images < config.data.batch_size
   return LossSettings(
     num_classes=len(config.data.class_names),
-    uncertain=arm.uncertain,
+    inside_boxes=arm.inside_boxes,
     bootstrap=arm.bootstrap,
-    teacher=config.loss.teacher if taught else "self",
+    teacher=arm.teacher if taught else "self",
     mask_images=mask_images,
     box_images=config.data.batch_size - mask_images,
     bootstrap_start=round(config.loss.bootstrap_start * steps),

@@ -22,7 +22,7 @@ class LossSettings(NamedTuple):
 
   Attributes:
     num_classes: number of classes with the background.
-    uncertain: whether boxes are taken with the uncertainty loss.
+    inside_boxes: loss inside boxes, see `objective`.
     bootstrap: "none", "hard" or "soft".
     teacher: whose prediction bootstrapped targets take: that of the network "self", or of
       its decoder that is shown the "boxes".
@@ -34,7 +34,7 @@ class LossSettings(NamedTuple):
   """
 
   num_classes: int
-  uncertain: bool
+  inside_boxes: str
   bootstrap: str
   teacher: str
   mask_images: int
@@ -169,8 +169,9 @@ def make_loss(model, settings: LossSettings) -> Callable:
       batch,
       boxes,
       target,
-      uncertain=settings.uncertain,
+      inside_boxes=settings.inside_boxes,
       class_weights=class_weights,
+      affinity_weight=jnp.minimum(step / max(settings.bootstrap_start, 1), 1.0),
     )
     if taught is not None:
       shown = jax.tree.map(lambda x: x[: len(taught)], batch)
