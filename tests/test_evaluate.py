@@ -208,6 +208,7 @@ def test_results_by_hand():
     "boxes/mask_iou/person": 3 / 4,
     "boxes/mask_iou": (4 / 7 + 3 / 4) / 2,
     "boxes/sigma_auroc": 3.5 / 6,
+    "boxes/sigma_calibration_error": (abs(1 - 0.25 * 3) + abs(1 - 0.75 * 2)) / 5,
   }
   assert named.keys() == expected.keys()
   for name, value in expected.items():

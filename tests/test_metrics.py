@@ -152,3 +152,22 @@ def test_auroc_equals_the_rank_statistic():
   exact /= wrong.sum() * (~wrong).sum()
   assert 0.7 < exact < 0.9
   assert metrics.auroc(np.asarray(histogram)) == pytest.approx(exact, abs=1e-3)
+
+
+def test_calibration_error_by_hand():
+  # Certainties 0.125, 0.375 | 0.625, 0.875 in two bins of two.
+  right, wrong = [1, 3, 0, 4], [1, 1, 4, 0]
+  error = abs(4 - (0.125 * 2 + 0.375 * 4)) + abs(4 - (0.625 * 4 + 0.875 * 4))
+  found = metrics.calibration_error(np.array([right, wrong]), bins=2)
+  assert found == pytest.approx(error / 14)
+
+
+def test_calibration_error_of_honest_certainty_is_small():
+  rng = np.random.RandomState(1)
+  certainty = rng.uniform(0.05, 1, 200_000).astype(np.float32)
+  wrong = rng.uniform(size=certainty.shape) > certainty
+  histogram = metrics.uncertainty_histogram(certainty, wrong, np.ones_like(wrong))
+  assert metrics.calibration_error(np.asarray(histogram)) < 0.01
+  inverted = metrics.uncertainty_histogram(certainty, ~wrong, np.ones_like(wrong))
+  assert metrics.calibration_error(np.asarray(inverted)) > 0.3
+  assert np.isnan(metrics.calibration_error(np.zeros((2, 1024))))

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from boxseg_jax import config as configuration
 from boxseg_jax.apps import results, study
@@ -219,6 +220,17 @@ class TestArms:
     shown = [bool(training.reader(i)["has_mask"]) for i in range(16)]
     assert sum(shown) == masks
 
+  def test_grabcut_sees_the_boxes_of_box_images_and_not_their_masks(self):
+    pytest.importorskip("cv2")
+    config = small(arm="grabcut")
+    training = training_set.open_training_set(config, report=lambda line: None)
+    assert (len(training.mask_indices), len(training.box_indices)) == (4, 12)
+    for index in range(16):
+      example, true = training.reader(index), training.reader.evaluation(index)
+      assert example["has_mask"]
+      same = (example["labels"] == true["labels"]).all()
+      assert same == (index in training.mask_indices)
+
   def test_study_runs_each_cell_once_and_compares(self, tmp_path):
     config = small(train__num_steps=2, study__arms=("masks_only", "uncertainty", "full"))
     lines = []
@@ -227,8 +239,15 @@ class TestArms:
     assert [c["arm"] for c in cells] == ["masks_only", "uncertainty", "full"]
     made_with = json.loads((tmp_path / "study.json").read_text())["made_with"]
     assert "train.num_steps: 300 -> 2" in made_with["config"] and made_with["jax"]
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 5 and "gap closed" in rows[0] and text.count("Pictures: ") == 3
+    overall, by_class, inside, paths = (part.splitlines() for part in text.split("\n\n"))
+    assert [len(overall), len(by_class), len(inside)] == [5, 5, 3]
+    assert max(len(line) for line in overall + by_class + inside) <= 80
+    assert "gap closed" in overall[0] and "AUROC" in inside[0] and len(paths) == 4
+    with Image.open(tmp_path / "study.png") as plot:
+      assert plot.size[0] > 1000
+    hours = {cell["arm"]: cell["annotation_hours"] for cell in cells}
+    assert 0 < hours["masks_only"] < hours["uncertainty"] < hours["full"]
+    assert sum("minutes left" in line for line in lines) == 2
     again = []
     assert study.run(config, tmp_path, report=again.append) == text
     assert all("finished earlier" in line for line in again)

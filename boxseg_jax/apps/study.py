@@ -7,17 +7,16 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from boxseg_jax import __version__
+from boxseg_jax import __version__, data
 from boxseg_jax import config as configuration
+from boxseg_jax.apps import curves, tables
 from boxseg_jax.errors import InputError
 from boxseg_jax.training import loop, snapshots
 from boxseg_jax.training.run import refuse_other_configuration, write_json
@@ -64,29 +63,27 @@ def cells(config: ConfigDict) -> list[Cell]:
 def cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
   """The configuration of one run; differs from the study's in arm, fraction and seeds only.
 
-  Its own `study` part is emptied, so that a study of more seeds or arms takes over
-  the runs of a smaller one, and parts of a study can be run side by side.
+  So a study of more seeds or arms takes over the runs of a smaller one, and parts of a
+  study can be run side by side.
   """
   own = config.copy_and_resolve_references()
-  with own.unlocked():
-    own.study = configuration.get_config().study
-    own.arm = cell.arm
-    own.seed = cell.seed
-    own.data.split_seed = cell.seed
-    own.data.mask_fraction = cell.mask_fraction
+  own.arm = cell.arm
+  own.seed = cell.seed
+  own.data.split_seed = cell.seed
+  own.data.mask_fraction = cell.mask_fraction
   return own
 
 
 def run(config: ConfigDict, workdir, *, report=print) -> str:
-  """Trains every cell that is not finished, then writes the table.
+  """Trains every cell that is not finished, then writes tables and a plot.
 
   Args:
     config: the configuration with its `study` part.
-    workdir: folder of the study; one folder per cell, `study.json`, `study.md`.
+    workdir: folder of the study; one folder per cell, `study.json`, `study.md`, `study.png`.
     report: takes lines of text for the person who waits.
 
   Returns:
-    The table, Markdown, and the paths of the pictures.
+    The tables, Markdown, and the paths of the pictures.
 
   Raises:
     InputError: something in the configuration or the data is wrong.
@@ -97,24 +94,56 @@ def run(config: ConfigDict, workdir, *, report=print) -> str:
     configuration.check(cell_config(config, cell))
   if config.data.split_file:
     raise InputError("a study draws its own splits: leave config.data.split_file empty")
-  rows = []
-  for number, cell in enumerate(planned, start=1):
-    result = workdir / cell.name / "result.json"
-    if result.exists():
-      refuse_other_configuration(cell_config(config, cell), workdir / cell.name)
-      report(f"[{number}/{len(planned)}] {cell.name}: finished earlier")
-    else:
-      report(f"[{number}/{len(planned)}] {cell.name}")
-      started = time.monotonic()
-      loop.train(cell_config(config, cell), workdir / cell.name, report=report)
-      report(f"[{number}/{len(planned)}] took {time.monotonic() - started:.0f} s")
-    rows.append({**cell._asdict(), "metrics": json.loads(result.read_text())})
+  _train_missing(config, planned, workdir, report)
+  objects = {
+    r.image_id: len(r.boxes) for r in data.load_records(config.data, config.data.train_split)
+  }
+  rows = [_row(config, cell, workdir / cell.name, objects) for cell in planned]
   origin = made_with(config)
   write_json(workdir / "study.json", {"made_with": origin, "cells": rows})
-  text = table(rows, tuple(config.data.class_names))
+  text = tables.tables(rows, tuple(config.data.class_names))
   (workdir / "study.md").write_text(text + "\n" + _list_items(origin))
+  curves.save(workdir / "study.png", rows)
   pictures = [snapshots.newest(workdir / cell.name) for cell in planned]
-  return text + "\n" + "\n".join(f"Pictures: {path}" for path in pictures if path)
+  paths = [("Plot", workdir / "study.png"), *(("Pictures", path) for path in pictures if path)]
+  return text + "\n" + "\n".join(f"{name}: {path}" for name, path in paths)
+
+
+def _train_missing(config, planned, workdir, report):
+  """Trains cell by cell and tells how long the rest will take, going by those before."""
+  took = []
+  for number, cell in enumerate(planned, start=1):
+    own, place = cell_config(config, cell), f"[{number}/{len(planned)}]"
+    if _result(workdir / cell.name).exists():
+      refuse_other_configuration(own, workdir / cell.name)
+      report(f"{place} {cell.name}: finished earlier")
+      continue
+    report(f"{place} {cell.name}")
+    started = time.monotonic()
+    loop.train(own, workdir / cell.name, report=report)
+    took.append(time.monotonic() - started)
+    missing = sum(not _result(workdir / later.name).exists() for later in planned[number:])
+    left = f", about {missing * sum(took) / len(took) / 60:.0f} minutes left" if missing else ""
+    report(f"{place} took {took[-1]:.0f} s{left}")
+
+
+def _result(folder):
+  return folder / "result.json"
+
+
+def _row(config, cell, folder, objects):
+  """A cell's metrics, and what its annotation would have cost."""
+  split = json.loads((folder / "split.json").read_text())
+  masks = sum(objects[image_id] for image_id in split["mask_ids"])
+  boxes = sum(objects[image_id] for image_id in split["box_ids"])
+  if not configuration.arm(cell_config(config, cell)).box_images:
+    boxes = 0
+  seconds = masks * config.study.seconds_per_mask + boxes * config.study.seconds_per_box
+  return {
+    **cell._asdict(),
+    "annotation_hours": seconds / 3600,
+    "metrics": json.loads(_result(folder).read_text()),
+  }
 
 
 def made_with(config: ConfigDict) -> dict:
@@ -148,59 +177,3 @@ def _list_items(origin):
   changed = "".join(f"  - `{line}`\n" for line in origin["config"])
   plain = "".join(f"- {name}: {value}\n" for name, value in origin.items() if name != "config")
   return f"{plain}- differences from the default configuration:\n{changed}"
-
-
-def table(rows: Iterable[dict], class_names) -> str:
-  """A line per arm and mask fraction: means over seeds, IoU in percent.
-
-  Args:
-    rows: dicts with "arm", "mask_fraction", "seed", "metrics".
-    class_names: background first.
-
-  Returns:
-    Markdown. "% of full" and "gap closed" = (arm - masks_only) / (full - masks_only)
-    are there where those arms were run; the spread is the standard deviation over seeds.
-  """
-  groups = {}
-  for row in rows:
-    groups.setdefault((row["arm"], row["mask_fraction"]), []).append(row["metrics"])
-  several = len(class_names) > 2
-  head = ["arm", "masks", "seeds", *(class_names[1:] if several else ()), "foreground IoU"]
-  head += ["% of full", "gap closed"]
-  lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
-  full = _mean(groups.get(("full", 1.0)), "foreground_iou")
-  for (arm, fraction), metrics in sorted(groups.items(), key=lambda g: (g[0][1], g[0][0])):
-    iou = _mean(metrics, "foreground_iou")
-    masks_only = _mean(groups.get(("masks_only", fraction)), "foreground_iou")
-    spread = np.std([m["foreground_iou"] for m in metrics])
-    per_class = [f"{100 * _mean(metrics, f'iou/{name}'):.1f}" for name in class_names[1:]]
-    gap = _ratio(iou - masks_only, full - masks_only) if arm != "full" else np.nan
-    lines.append(
-      [
-        arm,
-        f"{100 * fraction:g} %",
-        str(len(metrics)),
-        *(per_class if several else ()),
-        f"{100 * iou:.1f}" + (f" ± {100 * spread:.1f}" if len(metrics) > 1 else ""),
-        _percent(_ratio(iou, full)),
-        _percent(gap),
-      ]
-    )
-  widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-  padded = (
-    " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-    for line in lines
-  )
-  return "".join(f"| {line} |\n" for line in padded)
-
-
-def _mean(metrics, name):
-  return float(np.mean([m[name] for m in metrics])) if metrics else np.nan
-
-
-def _ratio(part, whole):
-  return part / whole if whole else np.nan
-
-
-def _percent(share):
-  return "-" if np.isnan(share) else f"{100 * share:.1f} %"

@@ -156,7 +156,8 @@ def results(totals: dict[str, np.ndarray], class_names: Sequence[str]) -> dict[s
   Returns:
     From `confusion`: "iou/<class>", "miou", "foreground_iou", "pixel_accuracy". From
     `box_confusion`: "boxes/mask_iou/<class>" for the foreground classes and their mean
-    "boxes/mask_iou", inside boxes. From `sigma_histogram`: "boxes/sigma_auroc". All in [0, 1],
+    "boxes/mask_iou", inside boxes. From `sigma_histogram`: "boxes/sigma_auroc" and
+    "boxes/sigma_calibration_error". All in [0, 1],
     NaN where there is nothing to measure.
   """
   named = {}
@@ -172,4 +173,5 @@ def results(totals: dict[str, np.ndarray], class_names: Sequence[str]) -> dict[s
     named["boxes/mask_iou"] = inside["foreground_iou"]
   if "sigma_histogram" in totals:
     named["boxes/sigma_auroc"] = metrics.auroc(totals["sigma_histogram"])
+    named["boxes/sigma_calibration_error"] = metrics.calibration_error(totals["sigma_histogram"])
   return named

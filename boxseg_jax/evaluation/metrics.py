@@ -133,6 +133,28 @@ def auroc(histogram: np.ndarray) -> float:
   return float(_divide(ordered, right.sum() * wrong.sum()))
 
 
+def calibration_error(histogram: np.ndarray, bins: int = 16) -> float:
+  """Expected calibration error of the certainty as the probability that the box's label is right.
+
+  That is how bootstrapping takes it: t = c * box + (1 - c) * q. Guo et al., "On Calibration of
+  Modern Neural Networks", ICML 2017, equation 3, with bins of equal width.
+
+  Args:
+    histogram: int [2, fine bins], of `uncertainty_histogram`.
+    bins: number of bins, divides that of the fine ones.
+
+  Returns:
+    Mean of |share of right pixels - certainty| over pixels, in [0, 1]; NaN without pixels.
+  """
+  histogram = np.asarray(histogram).astype(np.float64)
+  fine = histogram.shape[1]
+  bins = min(bins, fine)
+  certainty = (np.arange(fine) + 0.5) / fine
+  right, counts = (x.reshape(bins, -1).sum(1) for x in (histogram[0], histogram.sum(0)))
+  expected = (certainty * histogram.sum(0)).reshape(bins, -1).sum(1)
+  return float(_divide(np.abs(right - expected).sum(), counts.sum()))
+
+
 def _divide(numerator, denominator):
   """Quotient, NaN (and no warning) where the denominator is 0."""
   with np.errstate(invalid="ignore"):

@@ -63,7 +63,7 @@ class Run:
   def _claim_workdir(self):
     """Writes down what the workdir is of, once all of it has been found right."""
     training_set.keep_split(self.training.split, self.workdir / "split.json")
-    write_json(self.workdir / "config.json", configuration.flatten(self.config))
+    write_json(self.workdir / "config.json", _of_one_run(configuration.flatten(self.config)))
 
   def open_checkpoints(self, *, read_only: bool = False) -> Checkpoints:
     """The checkpoints in the workdir, a context manager that ends what is being written."""
@@ -139,12 +139,18 @@ def refuse_other_configuration(config: ConfigDict, workdir: Path) -> None:
     old = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise InputError(f"the workdir {workdir} cannot be used: {error}") from error
-  changed = configuration.differences(old, configuration.flatten(config))
+  new = configuration.flatten(config)
+  changed = configuration.differences(_of_one_run(old), _of_one_run(new))
   if changed:
     raise InputError(
       f"{workdir} holds a run of another configuration; choose another --workdir or undo:\n  "
       + "\n  ".join(changed)
     )
+
+
+def _of_one_run(flat):
+  """Without the part that says which runs a study has."""
+  return {key: value for key, value in flat.items() if not key.startswith("study.")}
 
 
 def write_json(path: Path, value) -> None:
