@@ -159,7 +159,9 @@ def _model():
 
 def _loss():
   return {
-    # Boxes -> masks while training: "soft", "hard" or "none" (arm "uncertainty").
+    # Boxes -> masks while training (arm "uncertainty"): "soft" mixes the box's class and the
+    # teacher's prediction by certainty, "predicted" takes the prediction, "hard" its most likely
+    # class, "none" the box's class.
     "bootstrap": "soft",
     # Whose prediction it takes: "self", the network's own; "boxes", that of a second decoder,
     # used while training alone, which is shown the boxes and learns from the mask images.
@@ -240,7 +242,7 @@ _NOT_NEGATIVE = (
   "study.seconds_per_box",
 )
 _CHOICES = {
-  "loss.bootstrap": ("none", "hard", "soft"),
+  "loss.bootstrap": ("none", "soft", "predicted", "hard"),
   "loss.teacher": ("boxes", "self"),
 }
 MAX_CLASSES = 255  # label 255 is void

@@ -174,6 +174,12 @@ class TestBootstrap:
     np.testing.assert_array_equal(np.argmax(target[0, :, :3], axis=-1), expected)
     assert set(np.unique(target)) == {0.0, 1.0}
 
+  def test_predicted_target_is_the_prediction_among_allowed_classes(self):
+    logits = jnp.zeros((1, *CANVAS, 3)).at[..., 1].set(9.0).at[..., 2].set(np.log(3.0))
+    sigma = jnp.full((1, *CANVAS), 2.0)
+    target = bootstrap.targets("predicted", logits, sigma, self.boxes(), strength=1.0)
+    np.testing.assert_allclose(target[0, 0, 0], [0.25, 0.0, 0.75], atol=1e-6)
+
   def test_no_gradient_through_the_target(self):
     def total(logits):
       return bootstrap.targets("soft", logits, jnp.ones((1, *CANVAS)), self.boxes(), strength=1.0)[

@@ -4,11 +4,13 @@ Inside a box the target moves from the box's class to what the teacher (the
 moving average of the network itself) sees there, as far as the teacher doubts
 the box's label:
 
-    soft:  t = c * onehot(box class) + (1 - c) * q
-    hard:  t = onehot(argmax q)
+    soft:       t = c * onehot(box class) + (1 - c) * q
+    predicted:  t = q
+    hard:       t = onehot(argmax q)
 
-with c the teacher's certainty and q its prediction restricted to the classes
-that the boxes allow. `none` keeps t = onehot(box class).
+with c the certainty and q the teacher's prediction restricted to the classes that
+the boxes allow. `none` keeps t = onehot(box class). A network that teaches itself
+needs `soft`; a teacher that is shown the boxes has weighed them in q already.
 """
 
 import jax
@@ -34,7 +36,7 @@ def targets(kind, teacher_logits, teacher_sigma, boxes, *, strength):
   """Targets inside boxes.
 
   Args:
-    kind: "none", "hard" or "soft".
+    kind: "none", "soft", "predicted" or "hard".
     teacher_logits: float32 [batch, height, width, num_classes].
     teacher_sigma: float32 [batch, height, width], >= 0.
     boxes: losses.boxes.BoxLabels of the same images.
@@ -51,6 +53,8 @@ def targets(kind, teacher_logits, teacher_sigma, boxes, *, strength):
   q = allowed_prediction(teacher_logits, boxes.allowed)
   if kind == "hard":
     believed = jax.nn.one_hot(jnp.argmax(q, axis=-1), num_classes)
+  elif kind == "predicted":
+    believed = q
   else:
     c = uncertainty.certainty(teacher_sigma)[..., None]
     believed = c * of_box + (1.0 - c) * q

@@ -23,7 +23,7 @@ class LossSettings(NamedTuple):
   Attributes:
     num_classes: number of classes with the background.
     inside_boxes: loss inside boxes, see `objective`.
-    bootstrap: "none", "hard" or "soft".
+    bootstrap: "none", "soft", "predicted" or "hard".
     teacher: whose prediction bootstrapped targets take: that of the network "self", or of
       its decoder that is shown the "boxes".
     mask_images: mask images in the global batch; they come first, in every part of it too.
