@@ -71,6 +71,49 @@ def test_outputs_have_the_size_of_the_input_in_float32(name, options, train, dty
   assert jax.tree.structure(state["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
 
 
+@pytest.mark.parametrize(("name", "options"), [row[:2] for row in NETWORKS])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_every_network_can_have_a_teacher(name, options, norm):
+  module = models.build(name, num_classes=4, norm=norm, **options)
+  image, maps = jnp.zeros(ODD), jnp.zeros((1, *ODD[1:3], 6))
+
+  def both(key):
+    variables = module.init(key, image, maps, train=False, method="with_teacher")
+    outputs = module.apply(
+      variables, image, maps, train=True, method="with_teacher", mutable=["batch_stats"]
+    )
+    return variables, outputs
+
+  variables, ((outputs, logits), _) = jax.eval_shape(both, jax.random.key(0))
+  assert outputs.logits.shape == (2, 45, 61, 4)
+  assert logits.shape == (1, 45, 61, 4) and logits.dtype == jnp.float32
+  # The network is the same with and without it, and it keeps no statistics.
+  alone = init_shapes(module)
+  teacher = variables["params"].pop("teacher")
+  assert jax.tree.structure(variables) == jax.tree.structure(alone)
+  assert set(teacher) >= {"decoder", "logits", "boxes0"}
+  assert "teacher" not in variables.get("batch_stats", {})
+
+
+def test_the_teacher_sees_the_boxes_and_the_network_does_not():
+  module = small_unet()
+  image = random_image((2, 24, 32, 3))
+  maps = jnp.zeros((2, 24, 32, 4)).at[:, 4:12, 8:16].set(1.0)
+  key = jax.random.key(1, impl="rbg")
+  variables = module.init(key, image, maps, train=False, method="with_teacher")
+  look = jax.jit(lambda m: module.apply(variables, image, m, train=False, method="with_teacher"))
+  alone, told = look(maps)
+  other, told_nothing = look(0 * maps)
+  jax.tree.map(np.testing.assert_array_equal, alone, other)
+  np.testing.assert_allclose(
+    alone.logits, module.apply(variables, image, train=False).logits, atol=1e-5
+  )
+  assert np.abs(told - told_nothing).max() > 1e-3
+  first, of_first = look(maps[:1])  # the boxes of the first image alone
+  np.testing.assert_allclose(of_first, told[:1], atol=1e-5)
+  np.testing.assert_allclose(first.logits, alone.logits, atol=1e-5)
+
+
 def test_two_classes_share_one_logit():
   assert init_shapes(small_unet(num_classes=2))["params"]["head"]["logits"]["bias"].shape == (1,)
   assert init_shapes(small_unet(num_classes=5))["params"]["head"]["logits"]["bias"].shape == (5,)
