@@ -1,4 +1,4 @@
-"""CamVid, vehicles and persons: the small stand-in for the paper's CityScapes task.
+r"""CamVid, vehicles and persons: the small stand-in for the paper's CityScapes task.
 
     python -m boxseg_jax.main --config=configs/camvid.py --workdir=runs/camvid
     python -m boxseg_jax.main --config=configs/camvid.py:gpu --workdir=runs/camvid-gpu
@@ -6,9 +6,10 @@
 Index PNGs and a boxes json, `<root>/{train,val,test}/{images/,labels/,instances.json}`.
 The default is for two CPU cores (U-Net on EfficientNet-Lite0 at 240x180), `:gpu` is
 DeepLabV3+ on ResNet-50 at 480x360; `:smoke` takes a few steps. `launch/results/camvid.md`
-holds the table (one seed) of
+holds the table (one seed, about 20 minutes a run on two cores, three arms) of
 
-    python -m boxseg_jax.main --mode=study --config=configs/camvid.py --workdir=runs/camvid
+    python -m boxseg_jax.main --mode=study --config=configs/camvid.py --workdir=runs/camvid \
+      --config.study.arms="('masks_only', 'boxes_as_masks', 'uncertainty')"
 """
 
 from boxseg_jax import config as defaults
