@@ -247,7 +247,7 @@ class TestArms:
       assert plot.size[0] > 1000
     hours = {cell["arm"]: cell["annotation_hours"] for cell in cells}
     assert 0 < hours["masks_only"] < hours["uncertainty"] < hours["full"]
-    assert sum("minutes left" in line for line in lines) == 2
+    assert sum("min left" in line for line in lines) == 2
     again = []
     assert study.run(config, tmp_path, report=again.append) == text
     assert all("finished earlier" in line for line in again)

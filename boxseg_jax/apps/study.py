@@ -123,7 +123,7 @@ def _train_missing(config, planned, workdir, report):
     loop.train(own, workdir / cell.name, report=report)
     took.append(time.monotonic() - started)
     missing = sum(not _result(workdir / later.name).exists() for later in planned[number:])
-    left = f", about {missing * sum(took) / len(took) / 60:.0f} minutes left" if missing else ""
+    left = f", about {missing * sum(took) / len(took) / 60:.0f} min left" if missing else ""
     report(f"{place} took {took[-1]:.0f} s{left}")
 
 
