@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
       # (box images unused), "boxes_as_masks" (boxes filled with their class), "grabcut"
       # (boxes made into masks by GrabCut), "projection" (the loss of BoxInst),
       # "uncertainty_none", "_hard", "_soft", "_boxes" (kinds of bootstrapping; the last is
-      # "_soft" with the teacher "boxes").
+      # "predicted" with the teacher "boxes").
       "arm": "uncertainty",
       # Draws the initial parameters, the order of the data and the augmentation.
       "seed": 0,
@@ -318,7 +318,7 @@ def arms(config: ConfigDict) -> dict[str, Arm]:
     "uncertainty_none": uncertainty,
     "uncertainty_hard": uncertainty._replace(bootstrap="hard"),
     "uncertainty_soft": uncertainty._replace(bootstrap="soft"),
-    "uncertainty_boxes": uncertainty._replace(bootstrap="soft", teacher="boxes"),
+    "uncertainty_boxes": uncertainty._replace(bootstrap="predicted", teacher="boxes"),
     "uncertainty": uncertainty._replace(
       bootstrap=config.loss.bootstrap, teacher=config.loss.teacher
     ),

@@ -113,7 +113,7 @@ def test_arms_differ_in_what_they_say_and_nothing_else():
   assert arms["full"].all_masks and not arms["masks_only"].box_images
   method = arms["boxes_as_masks"]._replace(inside_boxes="uncertainty")
   assert method == arms["uncertainty_none"]
-  assert method._replace(bootstrap="soft", teacher="boxes") == arms["uncertainty_boxes"]
+  assert method._replace(bootstrap="predicted", teacher="boxes") == arms["uncertainty_boxes"]
   config.loss.bootstrap = "hard"
   assert configuration.arm(config) == arms["uncertainty_hard"]
   config.arm = "uncertanty"

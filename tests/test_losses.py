@@ -58,13 +58,8 @@ class TestBoxes:
 
   def test_maps_are_filled_boxes_and_tents_by_class(self):
     boxes = jnp.array([[in_pixels(0, 0, 4, 2), in_pixels(0, 2, 4, 6), in_pixels(0, 0, 4, 6)]])
-    maps = box_maps(
-      boxes.astype(jnp.float32),
-      jnp.array([[1, 1, 2]]),
-      jnp.array([[False, False, True]]),
-      canvas=CANVAS,
-      num_classes=3,
-    )
+    given = boxes.astype(jnp.float32), jnp.array([[1, 1, 2]]), jnp.array([[False, False, True]])
+    maps = box_maps(*given, box_labels(*given, canvas=CANVAS, num_classes=3).allowed)
     filled, tent, other_filled, other_tent = np.moveaxis(np.asarray(maps[0]), -1, 0)
     np.testing.assert_array_equal(filled, np.ones(CANVAS))
     # Boxes that touch fall to 0 between them: rows 1/4 and 3/4, columns by hand.
@@ -298,13 +293,10 @@ class TestObjective:
 
 def test_teacher_loss_counts_known_mask_pixels():
   logits = jnp.zeros((2, 1, 2, 3)).at[:, :, :, 1].set(2.0)
-  batch = {
-    "labels": jnp.array([[[1, VOID]], [[1, 1]]]),
-    "visible": jnp.ones((2, 1, 2), bool),
-    "valid": jnp.ones(2, bool),
-    "has_mask": jnp.array([True, False]),
-  }
-  loss = objective.teacher_loss(logits, batch, class_weights=jnp.array([1.0, 3.0, 1.0]))
+  labels = jnp.array([[[1, VOID]], [[1, 1]]])
+  in_mask = jnp.array([[[True, False]], [[False, False]]])
+  weights = jnp.array([1.0, 3.0, 1.0])
+  loss = objective.teacher_loss(logits, labels, in_mask, class_weights=weights)
   assert loss == pytest.approx(3 * (np.log(2 + np.exp(2.0)) - 2.0), rel=1e-6)
 
 

@@ -251,6 +251,10 @@ class TestArms:
     again = []
     assert study.run(config, tmp_path, report=again.append) == text
     assert all("finished earlier" in line for line in again)
+    fewer = []
+    config.study.arms = ("full",)  # which other arms a study has is no part of a run's identity
+    study.run(config, tmp_path, report=fewer.append)
+    assert len(fewer) == 1 and "finished earlier" in fewer[0]
 
 
 def _with_garbage(record):
@@ -358,5 +362,7 @@ class TestCheckpoints:
     left.mkdir(parents=True)
     with Checkpoints(tmp_path, keep=1, best_metric="miou", read_only=True) as checkpoints:
       assert checkpoints.latest_step() is None and left.exists()
-    with Checkpoints(tmp_path, keep=1, best_metric="miou"):
-      assert not left.exists()
+    with Checkpoints(tmp_path, keep=1, best_metric="miou") as checkpoints:
+      # Swept in the background: only the first save waits for it.
+      checkpoints.save(8, {"x": jax.numpy.zeros(3)}, None)
+    assert not left.exists() and (tmp_path / "checkpoints" / "8").is_dir()

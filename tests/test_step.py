@@ -173,6 +173,10 @@ def test_the_teacher_is_not_needed_where_the_network_teaches_itself():
   """Its parameters stay as they are but for weight decay, and it is not run."""
   state, history = train(teacher="self")
   assert "loss_teacher" not in history[0]
+  first = first_variables(a_model())["params"]
+  assert_close(first["teacher"], state.params["teacher"], rtol=1e-4)  # weight decay is 4e-5
+  with pytest.raises(AssertionError):
+    assert_close(first, state.params, rtol=1e-4)
   other, _ = train(teacher="self", mask_images=8)
   jax.tree.map(np.testing.assert_array_equal, state, other)
 

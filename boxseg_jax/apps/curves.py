@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -25,7 +24,6 @@ def save(path: Path, rows: Iterable[dict]) -> None:
   for row in rows:
     arms.setdefault(row["arm"], {}).setdefault(row["mask_fraction"], []).append(row)
   figure = Figure(figsize=(10, 4.2), layout="constrained")
-  FigureCanvasAgg(figure)
   by_masks, by_hours = figure.subplots(1, 2, sharey=True)
   for number, (arm, fractions) in enumerate(arms.items()):
     style = {
@@ -46,7 +44,6 @@ def save(path: Path, rows: Iterable[dict]) -> None:
       by_masks.errorbar(percent, heights, spread, **style)
     by_hours.errorbar(hours, heights, spread, **style)
   _label(by_masks, by_hours, arms)
-  path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=120)
 
 

@@ -1,6 +1,7 @@
 """Record -> example of the batch contract: the one reader that every feed uses."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -118,9 +119,11 @@ class ExampleReader:
     Raises:
       InputError: a file is missing or unreadable.
     """
-    own = self.records[index].read_labels is not None and not self._hide_labels[index]
-    known = own or self._pseudo_labels is not None
-    return self._example(index, self._canvas_labels(index) if known else None)
+    given = self._given_labels(index)
+    if given is None:
+      return self._example(index, None)
+    labels = self._remembered(self._labels, index, lambda _: fit_labels(given(), self.canvas))
+    return self._example(index, labels)
 
   def evaluation(self, index: int) -> dict[str, np.ndarray]:
     """Reads an example for evaluation: true labels, whatever training may see.
@@ -166,9 +169,6 @@ class ExampleReader:
   def _canvas_image(self, index: int) -> tuple[np.ndarray, np.ndarray]:
     return self._remembered(self._images, index, self._read_canvas_image)
 
-  def _canvas_labels(self, index: int) -> np.ndarray:
-    return self._remembered(self._labels, index, self._read_canvas_labels)
-
   def _read_canvas_image(self, index: int) -> tuple[np.ndarray, np.ndarray]:
     record = self.records[index]
     if record.read_reduced is None:
@@ -178,11 +178,12 @@ class ExampleReader:
     height, width = fitted_size(record.size, self.canvas)
     return fit_image(record.read_reduced((2 * height, 2 * width)), self.canvas)
 
-  def _read_canvas_labels(self, index: int) -> np.ndarray:
+  def _given_labels(self, index: int) -> Callable[[], np.ndarray] | None:
+    """Reads what training may learn from, at the image's own size; None if there is nothing."""
     record = self.records[index]
-    hidden = self._hide_labels[index] or record.read_labels is None
-    labels = self._pseudo_labels(record) if hidden else record.read_labels()
-    return fit_labels(labels, self.canvas)
+    if record.read_labels is not None and not self._hide_labels[index]:
+      return record.read_labels
+    return partial(self._pseudo_labels, record) if self._pseudo_labels is not None else None
 
   def _remembered(self, store, index, read):
     # Two threads may read the same image at once; both get equal arrays, and the

@@ -42,8 +42,8 @@ def with_faults(record: Record, faults: BoxFaults, *, num_classes: int, seed: in
   count = len(record.boxes)
   moved = _resized(record, rng.uniform(-faults.resize, faults.resize, (count, 4)))
   classes, crowd = record.box_classes.copy(), record.box_is_crowd
-  others = rng.randint(1, num_classes - 1, count) if num_classes > 2 else np.zeros(count, int)
-  wrong = (rng.uniform(size=count) < faults.wrong_class) & (num_classes > 2) & ~crowd
+  others = rng.randint(1, max(num_classes - 1, 2), count)
+  wrong = (rng.uniform(size=count) < faults.wrong_class) & ~crowd
   # The others are counted on from the right class, and the background is left out.
   classes[wrong] = (classes[wrong] - 1 + others[wrong]) % (num_classes - 1) + 1
   kept = (rng.uniform(size=count) >= faults.missing) | crowd

@@ -157,8 +157,7 @@ def results(totals: dict[str, np.ndarray], class_names: Sequence[str]) -> dict[s
     From `confusion`: "iou/<class>", "miou", "foreground_iou", "pixel_accuracy". From
     `box_confusion`: "boxes/mask_iou/<class>" for the foreground classes and their mean
     "boxes/mask_iou", inside boxes. From `sigma_histogram`: "boxes/sigma_auroc" and
-    "boxes/sigma_calibration_error". All in [0, 1],
-    NaN where there is nothing to measure.
+    "boxes/sigma_calibration_error". All in [0, 1], NaN where there is nothing to measure.
   """
   named = {}
   if "confusion" in totals:

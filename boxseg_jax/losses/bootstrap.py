@@ -1,16 +1,14 @@
 """Online bootstrapping: boxes become masks while the network trains.
 
-Inside a box the target moves from the box's class to what the teacher (the
-moving average of the network itself) sees there, as far as the teacher doubts
-the box's label:
+Inside a box the target moves from the box's class to what the teacher sees there:
+the moving average of the network itself, or of its decoder that is shown the boxes.
 
     soft:       t = c * onehot(box class) + (1 - c) * q
     predicted:  t = q
     hard:       t = onehot(argmax q)
 
-with c the certainty and q the teacher's prediction restricted to the classes that
-the boxes allow. `none` keeps t = onehot(box class). A network that teaches itself
-needs `soft`; a teacher that is shown the boxes has weighed them in q already.
+with c the network's certainty of the box's class and q the teacher's prediction
+restricted to the classes that the boxes allow. `none` keeps t = onehot(box class).
 """
 
 import jax
@@ -32,13 +30,13 @@ def allowed_prediction(logits, allowed):
   return jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
 
 
-def targets(kind, teacher_logits, teacher_sigma, boxes, *, strength):
+def targets(kind, teacher_logits, sigma, boxes, *, strength):
   """Targets inside boxes.
 
   Args:
     kind: "none", "soft", "predicted" or "hard".
     teacher_logits: float32 [batch, height, width, num_classes].
-    teacher_sigma: float32 [batch, height, width], >= 0.
+    sigma: float32 [batch, height, width], >= 0, of the moving average.
     boxes: losses.boxes.BoxLabels of the same images.
     strength: float32 scalar in [0, 1], 0 before bootstrapping starts, 1 after its ramp.
 
@@ -56,7 +54,7 @@ def targets(kind, teacher_logits, teacher_sigma, boxes, *, strength):
   elif kind == "predicted":
     believed = q
   else:
-    c = uncertainty.certainty(teacher_sigma)[..., None]
+    c = uncertainty.certainty(sigma)[..., None]
     believed = c * of_box + (1.0 - c) * q
   return jax.lax.stop_gradient((1.0 - strength) * of_box + strength * believed)
 

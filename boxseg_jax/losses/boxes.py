@@ -90,34 +90,29 @@ def box_labels(boxes, box_classes, box_is_crowd, *, canvas, num_classes) -> BoxL
   return BoxLabels(inside, crowd, box_class, allowed)
 
 
-def box_maps(boxes, box_classes, box_is_crowd, *, canvas, num_classes):
-  """Draws the boxes as an image, for a network that is told them.
+def box_maps(boxes, box_classes, box_is_crowd, allowed):
+  """Draws the boxes as an image, for a network that is shown them.
 
   Args:
     boxes: as for `box_labels`.
     box_classes: as for `box_labels`.
     box_is_crowd: as for `box_labels`.
-    canvas: (height, width) in pixels.
-    num_classes: number of classes with the background.
+    allowed: bool [batch, height, width, num_classes], what `box_labels` gave for them.
 
   Returns:
     float32 [batch, height, width, 2 * (num_classes - 1)]: for each class its boxes
     filled with 1, and a tent over each box, 1 at its centre and 0 at its edges, which
-    keeps boxes that touch or overlap apart (tents add up).
+    keeps boxes that touch or overlap apart (tents add up). Crowds are not drawn.
   """
-  height, width = canvas
-  rows, columns = spans(boxes, canvas)
+  height, width, num_classes = allowed.shape[1:]
   ymin, xmin, ymax, xmax = jnp.split(boxes, 4, axis=-1)
-  tent_rows = _tent((jnp.arange(height) + 0.5) / height, ymin, ymax)
-  tent_columns = _tent((jnp.arange(width) + 0.5) / width, xmin, xmax)
-  real = (box_classes > 0) & ~box_is_crowd
-  maps = []
-  for label in range(1, num_classes):
-    chosen = real & (box_classes == label)
-    maps.append(_cover(rows, columns, chosen).astype(jnp.float32))
-    weighted = tent_rows * chosen[..., None]
-    maps.append(jnp.einsum("bnh,bnw->bhw", weighted, tent_columns))
-  return jnp.stack(maps, axis=-1)
+  rows = _tent((jnp.arange(height) + 0.5) / height, ymin, ymax)
+  columns = _tent((jnp.arange(width) + 0.5) / width, xmin, xmax)
+  # Padding and crowds are in no class.
+  of_class = jax.nn.one_hot(jnp.where(box_is_crowd, 0, box_classes) - 1, num_classes - 1)
+  tents = jnp.einsum("bnh,bnw,bnc->bhwc", rows, columns, of_class)
+  filled = allowed[..., 1:].astype(jnp.float32)
+  return jnp.stack([filled, tents], axis=-1).reshape(*filled.shape[:3], -1)
 
 
 def _tent(points, low, high):

@@ -63,16 +63,9 @@ def read_boxes(batch, num_classes) -> BoxLabels:
   )
 
 
-def read_box_maps(batch, num_classes):
-  """`boxes.box_maps` of an augmented batch (boxes in units of the canvas)."""
-  canvas = batch["labels"].shape[1:]
-  return box_maps(
-    batch["boxes"],
-    batch["box_classes"],
-    batch["box_is_crowd"],
-    canvas=canvas,
-    num_classes=num_classes,
-  )
+def read_box_maps(batch, boxes: BoxLabels):
+  """`boxes.box_maps` of an augmented batch and of what `read_boxes` says of it."""
+  return box_maps(batch["boxes"], batch["box_classes"], batch["box_is_crowd"], boxes.allowed)
 
 
 def objective(
@@ -144,20 +137,19 @@ def _projection(logits, batch, inside, class_weights, affinity_weight):
   )
 
 
-def teacher_loss(logits, batch, *, class_weights):
+def teacher_loss(logits, labels, in_mask, *, class_weights):
   """Weighted cross entropy of the teacher on mask pixels, as a sum.
 
   Args:
     logits: float32 [batch, height, width, K], of the teacher.
-    batch: the augmented batch that it was shown; box images in it count nothing.
+    labels: int32 [batch, height, width], of the images that it was shown.
+    in_mask: bool [batch, height, width], see `PixelRoles`.
     class_weights: as for `objective`.
 
   Returns:
     float32 scalar in nats, to be divided like `objective`'s total.
   """
-  known = batch["visible"] & (batch["valid"] & batch["has_mask"])[:, None, None]
-  known &= batch["labels"] != VOID
   logits = uncertainty.class_logits(logits)
-  target = jax.nn.one_hot(jnp.where(known, batch["labels"], BACKGROUND), logits.shape[-1])
+  target = jax.nn.one_hot(jnp.where(in_mask, labels, BACKGROUND), logits.shape[-1])
   weights = jnp.sum(target * class_weights, axis=-1)
-  return jnp.sum(weights * uncertainty.cross_entropy(logits, target), where=known)
+  return jnp.sum(weights * uncertainty.cross_entropy(logits, target), where=in_mask)

@@ -21,20 +21,11 @@ class Outputs(NamedTuple):
   sigma: jax.Array
 
 
-class Scores(nn.Module):
-  """A linear map per pixel in full float32, interpolated to the image's size."""
-
-  num_outputs: int
-
-  @nn.compact
-  def __call__(self, x, size: tuple[int, int]):
-    """Maps [batch, h, w, channels] to float32 [batch, *size, num_outputs]."""
-    # TPUs and GPUs would otherwise round float32 operands before they multiply.
-    exact = jax.lax.Precision.HIGHEST
-    shape = (x.shape[-1], self.num_outputs)
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-    bias = self.param("bias", nn.initializers.zeros, shape[-1:])
-    return resize(jnp.matmul(x.astype(jnp.float32), kernel, precision=exact) + bias, size)
+def scores(x, num_outputs: int, size: tuple[int, int], *, name: str):
+  """A linear map per pixel in full float32, interpolated to `size`; for use in a compact module."""
+  # TPUs and GPUs would otherwise round float32 operands before they multiply.
+  layer = nn.Dense(num_outputs, precision=jax.lax.Precision.HIGHEST, name=name)
+  return resize(layer(x.astype(jnp.float32)), size)
 
 
 class Head(nn.Module):
@@ -45,6 +36,5 @@ class Head(nn.Module):
   @nn.compact
   def __call__(self, x, size: tuple[int, int]) -> Outputs:
     """Maps [batch, h, w, channels] to `Outputs` at `size` = (height, width)."""
-    logits = Scores(self.num_outputs, name="logits")(x, size)
-    scale = Scores(1, name="sigma")(x, size)
-    return Outputs(logits, nn.softplus(scale[..., 0]))
+    logits = scores(x, self.num_outputs, size, name="logits")
+    return Outputs(logits, nn.softplus(scores(x, 1, size, name="sigma")[..., 0]))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from boxseg_jax.models.heads import Scores
+from boxseg_jax.models.heads import scores
 
 
 class Teacher(nn.Module):
@@ -46,4 +46,5 @@ class Teacher(nn.Module):
       maps = jax.image.resize(box_maps, shape, "linear", antialias=True).astype(self.dtype)
       layer = nn.Dense(feature.shape[-1], use_bias=False, dtype=self.dtype, name=f"boxes{level}")
       told.append(feature + layer(maps))
-    return Scores(self.num_outputs, name="logits")(self.decoder(told, train), box_maps.shape[1:3])
+    size = box_maps.shape[1:3]
+    return scores(self.decoder(told, train), self.num_outputs, size, name="logits")

@@ -71,12 +71,7 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
 
       if evaluating:
         with progress.paused():
-          results = run.measure(state)
-          writer.write(step, {f"eval/{name}": value for name, value in results.items()})
-          if config.eval.pictures:
-            picture = run.snapshots.draw(state)
-            writer.write_image(step, "training_images", picture)
-            snapshots.save(run.workdir, step, picture)
+          results = _evaluate(run, state, step, writer)
 
       if saving:
         # Only what the window has seen to be finite is ever saved.
@@ -87,6 +82,17 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
     if start_step == num_steps:  # it had finished already
       results = run.measure(state)
   write_json(run.workdir / "result.json", results)
+  return results
+
+
+def _evaluate(run: Run, state, step: int, writer: MetricWriter) -> dict[str, float]:
+  """Measures, writes the measurements down and draws what training images have become."""
+  results = run.measure(state)
+  writer.write(step, {f"eval/{name}": value for name, value in results.items()})
+  if run.config.eval.pictures:
+    picture = run.snapshots.draw(state)
+    writer.write_image(step, "training_images", picture)
+    snapshots.save(run.workdir, step, picture)
   return results
 
 

@@ -28,7 +28,8 @@ class LossSettings(NamedTuple):
       its decoder that is shown the "boxes".
     mask_images: mask images in the global batch; they come first, in every part of it too.
     box_images: box images in the global batch; they come last.
-    bootstrap_start: first step with bootstrapped targets.
+    bootstrap_start: first step with bootstrapped targets; also the steps over which the
+      colour affinity beside the projection comes in.
     bootstrap_ramp: steps until they count fully.
     class_weights: one weight per class.
   """
@@ -77,7 +78,7 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
   """
   image = batch["image"]
   if settings.teacher == "boxes":
-    maps = objective.read_box_maps(batch, settings.num_classes)
+    maps = objective.read_box_maps(batch, boxes)
     outputs, logits = model.apply(variables, image, maps, train=False, method="with_teacher")
   else:
     outputs = model.apply(variables, image, train=False)
@@ -123,11 +124,12 @@ def box_targets(model, ema, batch, boxes, step, settings: LossSettings):
   return jax.lax.cond(strength > 0, teach, lambda: of_box)
 
 
-def _train_outputs(model, variables, batch, settings: LossSettings):
+def _train_outputs(model, variables, batch, boxes, settings: LossSettings):
   """((`Outputs`, the teacher's logits of the first images or None), new batch statistics)."""
   train = partial(model.apply, variables, batch["image"], train=True, mutable=["batch_stats"])
   if settings.teacher == "boxes":
-    maps = objective.read_box_maps(batch, settings.num_classes)[: settings.mask_images]
+    first = jax.tree.map(lambda x: x[: settings.mask_images], (batch, boxes))
+    maps = objective.read_box_maps(*first)
     outputs, updated = train(maps, method="with_teacher")
   else:
     alone, updated = train()
@@ -162,7 +164,7 @@ def make_loss(model, settings: LossSettings) -> Callable:
     boxes = objective.read_boxes(batch, settings.num_classes)
     target = box_targets(model, ema, batch, boxes, step, settings)
     variables = {"params": params, "batch_stats": batch_stats}
-    (outputs, taught), batch_stats = _train_outputs(model, variables, batch, settings)
+    (outputs, taught), batch_stats = _train_outputs(model, variables, batch, boxes, settings)
     total, sums = objective.objective(
       outputs.logits,
       outputs.sigma,
@@ -173,12 +175,14 @@ def make_loss(model, settings: LossSettings) -> Callable:
       class_weights=class_weights,
       affinity_weight=jnp.minimum(step / max(settings.bootstrap_start, 1), 1.0),
     )
+    labels, in_mask = batch["labels"], objective.pixel_roles(batch, boxes).in_mask
     if taught is not None:
-      shown = jax.tree.map(lambda x: x[: len(taught)], batch)
-      sums["loss_teacher"] = objective.teacher_loss(taught, shown, class_weights=class_weights)
+      shown = len(taught)
+      sums["loss_teacher"] = objective.teacher_loss(
+        taught, labels[:shown], in_mask[:shown], class_weights=class_weights
+      )
       total += sums["loss_teacher"]
-    in_mask = objective.pixel_roles(batch, boxes).in_mask
-    sums |= _mask_overlap(outputs.logits, batch["labels"], in_mask, settings.num_classes)
+    sums |= _mask_overlap(outputs.logits, labels, in_mask, settings.num_classes)
     return total, (sums, batch_stats)
 
   return loss
