@@ -312,6 +312,11 @@ class TestClassWeights:
         areas[label] += (ymax - ymin) * (xmax - xmin)
     areas[0] = len(records) - areas.sum()
     assert automatic == pytest.approx(np.minimum(np.sqrt(areas[0] / areas), 10))
+    crowd = np.ones(len(records[0].boxes), bool)  # a record of nothing but crowds has no object
+    records = [*records, dataclasses.replace(records[0], box_is_crowd=crowd)]
+    areas[0] += 1
+    automatic = training_set.class_weights(("auto",), records, 4)
+    assert automatic == pytest.approx(np.minimum(np.sqrt(areas[0] / areas), 10))
     for wrong in [(1, 2), (1, 1, 1, 0), ("auto", 1, 1, 1)]:
       with pytest.raises(InputError, match="class_weights"):
         training_set.class_weights(wrong, records, 4)

@@ -213,11 +213,12 @@ def class_weights(given, records: Sequence[Record], num_classes: int) -> tuple[f
 
 
 def _box_areas(records, num_classes):
-  """Area of boxes by class in images, and of what they leave over."""
+  """Area of objects' boxes by class in images, and of what they leave over."""
   areas = np.zeros(num_classes)
   for record in records:
-    size = record.boxes[:, 2:] - record.boxes[:, :2]
-    np.add.at(areas, record.box_classes, size.prod(axis=1))
+    objects = ~record.box_is_crowd  # a crowd is void wherever boxes are learned from
+    size = (record.boxes[:, 2:] - record.boxes[:, :2])[objects]
+    np.add.at(areas, record.box_classes[objects], size.prod(axis=1))
   areas[0] = max(len(records) - areas.sum(), 1.0)
   return areas
 
