@@ -72,16 +72,17 @@ def get_config() -> ConfigDict:
 def _data():
   return {
     # "shapes" (embedded), "coco" (instances json), "labels" (index PNGs and a
-    # boxes json), "tfds".
+    # boxes json), "tfds", "cityscapes" (the official folders).
     "source": "shapes",
-    # Folder of the data set, with one folder per split (coco, labels); data_dir of
-    # TensorFlow Datasets (tfds), empty = its default.
+    # Folder of the data set, with one folder per split (coco, labels), or with leftImg8bit
+    # and gtFine (cityscapes); data_dir of TensorFlow Datasets (tfds), empty = its default.
     "root": "",
     # Name of the set in TensorFlow Datasets.
     "tfds_name": "oxford_iiit_pet",
     "train_split": "train",
     "eval_split": "test",
-    # Names of the classes, background first: class id = position.
+    # Names of the classes, background first: class id = position. Of cityscapes, official
+    # names; they choose the task.
     "class_names": ("background", "star", "crescent", "triangle"),
     # (height, width) that images are fitted to, in pixels.
     "canvas": (96, 96),

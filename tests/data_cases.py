@@ -75,3 +75,26 @@ def annotation(number, image=1, category=3, box=(2, 3, 10, 5), **more):
 
 def rectangle(x, y, w, h):
   return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def write_cityscapes(root, split, instances, city="ulm"):
+  """Writes photographs and annotations in the official layout.
+
+  Args:
+    root: the folder to hold leftImg8bit and gtFine.
+    split: name of the split.
+    instances: maps as in *_instanceIds.png, one per photograph.
+    city: the folder of the city.
+  """
+  photos, annotations = (root / kind / split / city for kind in ("leftImg8bit", "gtFine"))
+  for folder in (photos, annotations):
+    folder.mkdir(parents=True, exist_ok=True)
+  for number, values in enumerate(instances):
+    values = np.asarray(values)
+    labels = np.where(values < 1000, values, values // 1000)
+    name = f"{city}_{number:06}_000019"
+    image = Image.fromarray(make_image(values.shape, number))
+    image.save(photos / f"{name}_leftImg8bit.png")
+    stem = annotations / f"{name}_gtFine"
+    Image.fromarray(values.astype(np.uint16)).save(f"{stem}_instanceIds.png")
+    Image.fromarray(labels.astype(np.uint8)).save(f"{stem}_labelIds.png")

@@ -270,7 +270,7 @@ def test_the_configured_source_is_used(tmp_path):
   config.source = "labels"
   assert len(data.load_records(config, "train")) == 2
   config.source = "cooc"
-  with pytest.raises(InputError, match="data.source is 'cooc'.*shapes, coco, labels, tfds"):
+  with pytest.raises(InputError, match="data.source is 'cooc'.*shapes, coco, labels, tfds, city"):
     data.load_records(config, "train")
 
 

@@ -2,7 +2,7 @@
 
 | file | what it does |
 |---|---|
-| `shapes`, `coco`, `labels`, `tfds` | the sources: files -> records |
+| `shapes`, `coco`, `labels`, `tfds`, `cityscapes` | the sources: files -> records |
 | `instances`, `images` | read the files of sources |
 | `records` | the record schema |
 | `check` | reads everything once, before training starts |
@@ -30,7 +30,7 @@ def load_records(config_data: ConfigDict, split: str) -> list[Record]:
       parts of it by position, to set some images aside for tuning.
 
   Returns:
-    The records; no image has been read yet (tfds: masks have, for their boxes).
+    The records; no image has been read yet (tfds, cityscapes: masks have, for their boxes).
 
   Raises:
     InputError: unknown source, or what the source finds wrong.
@@ -81,9 +81,18 @@ def _load_tfds(config_data: ConfigDict, split: str) -> list[Record]:
   )
 
 
+def _load_cityscapes(config_data: ConfigDict, split: str) -> list[Record]:
+  from boxseg_jax.data import cityscapes
+
+  return cityscapes.load(
+    config_data.root, split, config_data.class_names, workers=config_data.workers
+  )
+
+
 _SOURCES: dict[str, Callable[[ConfigDict, str], list[Record]]] = {
   "shapes": _load_shapes,
   "coco": _load_coco,
   "labels": _load_labels,
   "tfds": _load_tfds,
+  "cityscapes": _load_cityscapes,
 }

@@ -10,6 +10,7 @@ from boxseg_jax.errors import InputError
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 _INDEX_MODES = ("L", "P", "1")
+_INSTANCE_MODES = ("I;16", "I")
 
 
 def read_image(
@@ -73,15 +74,34 @@ def read_index_image(
   Raises:
     InputError: no such file, not readable, not one 8-bit channel, or another size.
   """
+  wanted = "one 8-bit channel of class ids is expected (mode L or P)"
+  return _read_channel(path, size, content, _INDEX_MODES, wanted).astype(np.uint8)
+
+
+def read_instance_image(path: str) -> np.ndarray:
+  """Reads a map whose pixel values are instance ids.
+
+  Args:
+    path: an image file with one 16-bit channel, losslessly coded.
+
+  Returns:
+    int32 [height, width], the pixel values as they are.
+
+  Raises:
+    InputError: no such file, not readable, or not one 16-bit channel.
+  """
+  wanted = "one 16-bit channel of instance ids is expected (mode I;16)"
+  return _read_channel(path, None, None, _INSTANCE_MODES, wanted).astype(np.int32)
+
+
+def _read_channel(path, size, content, modes, wanted) -> np.ndarray:
+  """Pixel values [height, width] of an image of one of some modes."""
   try:
     with Image.open(path if content is None else io.BytesIO(content)) as image:
       _require_size(path, (image.height, image.width), size)
-      if image.mode not in _INDEX_MODES:
-        raise InputError(
-          f"{path}: the label map has pixels of mode {image.mode}; one 8-bit channel of class "
-          "ids is expected (mode L or P)"
-        )
-      return np.asarray(image).astype(np.uint8)
+      if image.mode not in modes:
+        raise InputError(f"{path}: the label map has pixels of mode {image.mode}; {wanted}")
+      return np.asarray(image)
   except FileNotFoundError:
     raise InputError(f"{path}: no such label map") from None
   except _UNREADABLE as error:
