@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_cases import write_cityscapes
 from PIL import Image
 
 from boxseg_jax import config as configuration
+from boxseg_jax.data import cityscapes
 from boxseg_jax.errors import InputError
 from boxseg_jax.training import build
 from boxseg_jax.training.run import Run
@@ -16,11 +18,15 @@ from boxseg_jax.training.run import Run
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
 
 
-def load(path, variant=""):
+def module_of(path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(variant)
+  return module
+
+
+def load(path, variant=""):
+  return module_of(path).get_config(variant)
 
 
 def keys_of(config):
@@ -28,10 +34,12 @@ def keys_of(config):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_has_every_key_and_no_other(path):
-  config = load(path)
-  assert keys_of(config) == keys_of(configuration.get_config())
-  assert config.is_locked
+def test_has_every_key_and_no_other_in_every_variant(path):
+  for variant in module_of(path).VARIANTS:
+    config = load(path, variant)
+    assert keys_of(config) == keys_of(configuration.get_config())
+    assert config.is_locked
+    configuration.check(config)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -56,8 +64,17 @@ def test_builds_its_network(path):
   assert model.head is not None and optimizer.init is not None
 
 
+def write_tiny_cityscapes(root, config):
+  """A set of four images a split in the layout of CityScapes."""
+  labels = cityscapes.official_ids(config.data.class_names)[1:]
+  for split in (config.data.train_split, config.data.eval_split):
+    instances = np.full((4, 40, 60), cityscapes.LABELS.index("road"))
+    instances[:, 10:30, 20:50] = 1000 * labels[:4, None, None].astype(int)
+    write_cityscapes(root, split, instances)
+
+
 def write_tiny_set(root, config):
-  """A set of four images a split in the layout that both file sources read."""
+  """A set of four images a split in the layout that both `coco` and `labels` read."""
   rng = np.random.default_rng(0)
   names = config.data.class_names[1:]
   for split in (config.data.train_split, config.data.eval_split):
@@ -90,7 +107,8 @@ def test_smoke_variant_takes_a_step(path, tmp_path):
   config.model.encoder.weights = ""
   config.data.pipeline = "numpy"
   if config.data.source != "shapes":
-    write_tiny_set(tmp_path / "data", config)
+    write = write_tiny_cityscapes if config.data.source == "cityscapes" else write_tiny_set
+    write(tmp_path / "data", config)
     config.data.root = str(tmp_path / "data")
   config.data.mask_fraction = 0.5
   config.data.batch_size, config.eval.batch_size = 8, 8
