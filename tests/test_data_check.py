@@ -8,19 +8,20 @@ from conftest import SHARED
 from data_cases import CLASSES, annotation, make_record, make_records, rectangle, write_set
 from PIL import Image
 
-from boxseg_jax.data import check, coco, labels
+from boxseg_jax.data import check, coco, findings, labels, survey
 from boxseg_jax.errors import InputError
 
 
-def run(records, on_bad_image="stop", max_bad_fraction=0.5, report=print):
-  return check.check_records(
-    records,
-    num_classes=3,
+def run(records, on_bad_image="stop", max_bad_fraction=0.5, report=print, num_classes=3):
+  """What a training makes of single images: the records to use, or an error."""
+  facts = check.look_at(records, num_classes=num_classes, workers=2)
+  found = findings.unusable(
+    survey.summarize(facts, canvas=(20, 30)),
     on_bad_image=on_bad_image,
     max_bad_fraction=max_bad_fraction,
-    workers=2,
-    report=report,
   )
+  findings.refuse_or_report(found, split="train", report=report)
+  return check.usable(records, facts)
 
 
 def coco_records(root, *annotations):
@@ -129,7 +130,7 @@ def test_the_message_lists_the_first_few():
   with pytest.raises(InputError) as error:
     run(records)
   lines = str(error.value).splitlines()
-  assert lines[0].startswith("13 of 20 images cannot be used (data.on_bad_image=skip")
+  assert lines[0].startswith("train: 13 of 20 images cannot be used (data.on_bad_image=skip")
   assert len(lines) == 12 and lines[-1].strip() == "and 3 more"
 
 
@@ -169,7 +170,4 @@ def test_the_real_sets_pass():
     (labels, "camvid", names),
   ):
     records = source.load(str(SHARED / "data" / folder), "test", classes)[:30]
-    kept = check.check_records(
-      records, num_classes=len(classes), on_bad_image="stop", max_bad_fraction=0, workers=2
-    )
-    assert len(kept) == 30
+    assert len(run(records, max_bad_fraction=0, num_classes=len(classes))) == 30

@@ -66,8 +66,8 @@ def test_pets_become_records_with_boxes_from_their_masks(data_dir):
     np.testing.assert_array_equal(record.read_labels(), expected)
     error = record.read_image().astype(int) - make_image((20, 30), number)
     assert record.read_image().shape == (20, 30, 3) and np.abs(error).mean() < 60
-  settings = {"num_classes": 2, "on_bad_image": "stop", "max_bad_fraction": 0, "workers": 2}
-  assert len(check.check_records(list(records.values()), **settings)) == 3
+  facts = check.look_at(list(records.values()), num_classes=2, workers=2)
+  assert len(facts) == 3 and not any(seen.problems for seen in facts)
   assert len(data.load_records(config, "test")) == 1
 
 

@@ -258,10 +258,13 @@ class TestArms:
 
 
 def _with_garbage(record):
+  """Noise, of the boxes' classes in the boxes: any other is refused before training."""
   rng = np.random.default_rng(1)
-  return dataclasses.replace(
-    record, read_labels=lambda: rng.integers(0, 4, record.size).astype(np.uint8)
-  )
+  labels = np.zeros(record.size, np.uint8)
+  corners = (record.boxes * np.tile(record.size, 2)).round().astype(int)
+  for (ymin, xmin, ymax, xmax), label in zip(corners, record.box_classes, strict=True):
+    labels[ymin:ymax, xmin:xmax] = label * rng.integers(0, 2, (ymax - ymin, xmax - xmin))
+  return dataclasses.replace(record, read_labels=lambda: labels)
 
 
 class TestWhatStopsARun:

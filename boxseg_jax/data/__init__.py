@@ -6,6 +6,8 @@
 | `instances`, `images` | read the files of sources |
 | `records` | the record schema |
 | `check` | reads everything once, before training starts |
+| `survey` | what that reading saw of each image, and what a split adds up to |
+| `findings` | judges it: errors, and warnings |
 | `split` | which images give their mask, which only their boxes |
 | `order` | which images make up the batch of a step |
 | `examples` | record -> example on the canvas |

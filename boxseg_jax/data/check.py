@@ -1,4 +1,7 @@
-"""Reads everything once before training starts, and says what is wrong with it."""
+"""Reads everything once before training starts, and finds what is wrong with single images.
+
+What is wrong with a split as a whole is judged by `findings`, from what was seen here.
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,93 +11,113 @@ from functools import partial
 import numpy as np
 
 from boxseg_jax.batch import VOID
+from boxseg_jax.data import survey
 from boxseg_jax.data.records import Record
+from boxseg_jax.data.survey import Facts
 from boxseg_jax.errors import InputError
 
-_LISTED = 10  # problems that a message spells out
 _TOLERANCE = 0.5  # pixels; annotation tools round
+_OUTSIDE, _NO_AREA = "lies outside of the image", "has no area in the image"
+# Decoding a JPEG at an eighth costs least, and finds a broken file as well; not below this size
+# (height, width), where different photographs would begin to look the same.
+_GLANCE = (48, 48)
 
 
-def check_records(
+def look_at(
   records: Sequence[Record],
   *,
   num_classes: int,
-  on_bad_image: str,
-  max_bad_fraction: float,
   workers: int,
-  report: Callable[[str], None] = print,
-) -> list[Record]:
+  progress: Callable[[int], None] = lambda done: None,
+) -> list[Facts]:
   """Reads every image and every mask once.
 
   What is wrong with a whole data set (no annotation file, an unknown category) was
-  raised when the records were loaded, whatever `on_bad_image` says.
+  raised when the records were loaded.
 
   Args:
     records: the records of a split.
     num_classes: number of classes, with the background.
-    on_bad_image: "stop" raises at any problem; "skip" leaves such images out.
-    max_bad_fraction: share of the images, in [0, 1], above which skipping stops.
     workers: threads that read.
-    report: takes the lines that say what was skipped.
+    progress: is told the number of images done, after each.
 
   Returns:
-    The records that are fit to use, in their order, with boxes clipped to the image
-    (up to half a pixel may lie outside).
-
-  Raises:
-    InputError: listing the first problems with file, image and value: a missing or
-      unreadable image or mask, one of another size than annotated, a label that is
-      no class and not 255, a box outside of the image or without area.
+    What was seen of each, in their order. Its `problems`: a missing or unreadable image
+    or mask, one of another size than annotated, a label that is no class and not 255, a
+    box outside of the image or without area, or of no class.
   """
-  if on_bad_image not in ("stop", "skip"):
-    raise InputError(f"data.on_bad_image is {on_bad_image!r}, but must be 'stop' or 'skip'")
+  facts = []
   with ThreadPoolExecutor(max(workers, 1)) as pool:
-    problems = list(pool.map(partial(_problem, num_classes), records))
-  good = [r for r, problem in zip(records, problems, strict=True) if problem is None]
-  found = [problem for problem in problems if problem is not None]
-  if found:
-    headline = f"{len(found)} of {len(records)} images cannot be used"
-    if on_bad_image == "stop":
-      raise InputError(f"{headline} (data.on_bad_image=skip leaves them out):{_listing(found)}")
-    if not good or len(found) > max_bad_fraction * len(records):
-      raise InputError(
-        f"{headline}, more than data.max_bad_fraction={max_bad_fraction} allows:{_listing(found)}"
-      )
-    report(f"{headline} and are left out:{_listing(found, limit=len(found))}")
-  return [replace(record, boxes=np.clip(record.boxes, 0, 1)) for record in good]
+    for seen in pool.map(partial(_look, num_classes), records):
+      facts.append(seen)
+      progress(len(facts))
+  return facts
 
 
-def _listing(problems: list[str], limit: int = _LISTED) -> str:
-  lines = problems[:limit]
-  if len(problems) > limit:
-    lines.append(f"and {len(problems) - limit} more")
-  return "".join(f"\n  {line}" for line in lines)
+def usable(records: Sequence[Record], facts: Sequence[Facts]) -> list[Record]:
+  """The records without problems.
+
+  Args:
+    records: the records of a split.
+    facts: of `look_at`, of the same records.
+
+  Returns:
+    Those that are fit to use, in their order, with boxes clipped to the image (up to
+    half a pixel may lie outside).
+  """
+  return [
+    replace(record, boxes=np.clip(record.boxes, 0, 1))
+    for record, seen in zip(records, facts, strict=True)
+    if not seen.problems
+  ]
 
 
-def _problem(num_classes: int, record: Record) -> str | None:
-  """The first thing that is wrong with a record."""
-  problem = _box_problem(num_classes, record)
-  if problem is not None:
-    return f"{record.source}: image {record.image_id}: {problem}"
+def _look(num_classes: int, record: Record) -> Facts:
+  """Everything about one record."""
+  faults = _box_faults(record)
+  problems = _box_problems(num_classes, record, faults)
+  digest = _asked(problems, lambda: _read_digest(record))
+  labels = None if record.read_labels is None else _asked(problems, record.read_labels)
+  values = {} if labels is None else survey.count_values(labels)
+  if labels is not None:
+    problems += _label_problems(num_classes, record, labels, values)
+  judged = labels is not None and not problems
+  singles = ~record.box_is_crowd
+  sides = (record.boxes[:, 2:] - record.boxes[:, :2])[singles] * record.size
+  return Facts(
+    image_id=record.image_id,
+    size=record.size,
+    problems=tuple(problems),
+    digest=digest or b"",
+    has_mask=record.read_labels is not None,
+    values=values,
+    uncovered=survey.uncovered_pixels(record, labels) if judged else {},
+    outside=faults.count(_OUTSIDE),
+    no_area=faults.count(_NO_AREA),
+    crowds=int(record.box_is_crowd.sum()),
+    box_classes=record.box_classes[singles],
+    sides=sides.astype(np.float32),
+    fits=survey.box_fits(record, labels) if judged else np.zeros(0, np.float32),
+  )
+
+
+def _asked(problems: list[str], read: Callable):
+  """What `read` gives, or None and one more problem."""
   try:
-    return _image_problem(record) or _label_problem(num_classes, record)
+    return read()
   except InputError as error:
-    return str(error)
+    problems.append(str(error))
+    return None
 
 
-def _box_problem(num_classes: int, record: Record) -> str | None:
+def _box_faults(record: Record) -> list[str]:
+  """What is wrong with each box, or nothing."""
+  return [_fault(box, record.size) for box in _box_pixels(record)]
+
+
+def _box_pixels(record: Record) -> np.ndarray:
   height, width = record.size
-  pixels = np.asarray(record.boxes, np.float64).reshape(-1, 4) * [height, width, height, width]
-  for number, box in enumerate(pixels):
-    fault = _fault(box, record.size)
-    if fault:
-      ymin, xmin, ymax, xmax = box
-      return (
-        f"box {number} [x {xmin:.6g}, y {ymin:.6g}, width {xmax - xmin:.6g}, height "
-        f"{ymax - ymin:.6g}] {fault} ({width} x {height} pixels)"
-      )
-  wrong = [c for c in record.box_classes.tolist() if not 1 <= c < num_classes]
-  return f"a box has class {wrong[0]}, the highest is {num_classes - 1}" if wrong else None
+  return np.asarray(record.boxes, np.float64).reshape(-1, 4) * [height, width, height, width]
 
 
 def _fault(box: np.ndarray, size: tuple[int, int]) -> str:
@@ -103,39 +126,55 @@ def _fault(box: np.ndarray, size: tuple[int, int]) -> str:
     return "is no box of the image"
   beyond = np.concatenate([-box[:2], box[2:] - size])
   if beyond.max() > _TOLERANCE:
-    return "lies outside of the image"
+    return _OUTSIDE
   inside = np.clip(box, 0, [*size, *size])
-  return "" if (inside[2:] > inside[:2]).all() else "has no area in the image"
+  return "" if (inside[2:] > inside[:2]).all() else _NO_AREA
 
 
-def _image_problem(record: Record) -> str | None:
-  if record.read_reduced is not None:
-    record.read_reduced((1, 1))  # decodes the whole file at the lowest cost, and checks its size
-    return None
-  return _shape_problem(record, "image", record.read_image().shape, (*record.size, 3))
-
-
-def _label_problem(num_classes: int, record: Record) -> str | None:
-  if record.read_labels is None:
-    return None
-  source = record.labels_source or record.source
-  labels = record.read_labels()
-  counts = np.bincount(labels.ravel(), minlength=VOID + 1)
-  counts[:num_classes] = 0
-  counts[VOID] = 0
-  if counts.any():
-    value = int(np.flatnonzero(counts)[0])
-    return (
-      f"{source}: image {record.image_id}: {counts[value]} pixels of its mask have "
-      f"label {value}; the highest class is {num_classes - 1}, and {VOID} is void"
+def _box_problems(num_classes: int, record: Record, faults: list[str]) -> list[str]:
+  """Messages about the boxes of a record: the first of each kind, and how many there are."""
+  where = f"{record.source}: image {record.image_id}: "
+  wrong = [number for number, fault in enumerate(faults) if fault]
+  problems = []
+  if wrong:
+    height, width = record.size
+    ymin, xmin, ymax, xmax = _box_pixels(record)[wrong[0]]
+    more = f" (and {len(wrong) - 1} more of its boxes)" if len(wrong) > 1 else ""
+    problems.append(
+      f"{where}box {wrong[0]} [x {xmin:.6g}, y {ymin:.6g}, width {xmax - xmin:.6g}, height "
+      f"{ymax - ymin:.6g}] {faults[wrong[0]]} ({width} x {height} pixels){more}"
     )
-  return _shape_problem(record, "label map", labels.shape, record.size)
+  unknown = [c for c in record.box_classes.tolist() if not 1 <= c < num_classes]
+  if unknown:
+    problems.append(f"{where}a box has class {unknown[0]}, the highest is {num_classes - 1}")
+  return problems
 
 
-def _shape_problem(record: Record, what: str, found: tuple, expected: tuple) -> str | None:
-  if tuple(found) == tuple(expected):
-    return None
-  return (
-    f"{record.source}: image {record.image_id}: the {what} has shape {tuple(found)}, "
-    f"expected {tuple(expected)}"
-  )
+def _read_digest(record: Record) -> bytes:
+  """Decodes the whole image, and checks its size."""
+  if record.read_reduced is not None:
+    return survey.digest(record.read_reduced(_GLANCE), record.size)
+  image = record.read_image()
+  _require_shape(record, "image", image.shape, (*record.size, 3))
+  return survey.digest(image, record.size)
+
+
+def _label_problems(num_classes, record, labels, values) -> list[str]:
+  source = record.labels_source or record.source
+  problems = []
+  wrong = [value for value in values if value >= num_classes and value != VOID]
+  if wrong:
+    problems.append(
+      f"{source}: image {record.image_id}: {values[wrong[0]]} pixels of its mask have "
+      f"label {wrong[0]}; the highest class is {num_classes - 1}, and {VOID} is void"
+    )
+  _asked(problems, lambda: _require_shape(record, "label map", labels.shape, record.size))
+  return problems
+
+
+def _require_shape(record: Record, what: str, found: tuple, expected: tuple) -> None:
+  if tuple(found) != tuple(expected):
+    raise InputError(
+      f"{record.source}: image {record.image_id}: the {what} has shape {tuple(found)}, "
+      f"expected {tuple(expected)}"
+    )

@@ -1,7 +1,7 @@
 """What a run reads: the training set split into masks and boxes, and the set it is judged on."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import config as configuration
 from boxseg_jax import data
-from boxseg_jax.data import check, feed, grabcut, order, split
+from boxseg_jax.data import check, feed, findings, grabcut, order, split, survey
 from boxseg_jax.data.examples import ExampleReader
 from boxseg_jax.data.faults import BoxFaults, with_faults
 from boxseg_jax.data.records import Record, max_boxes
@@ -28,6 +28,7 @@ class TrainingSet(NamedTuple):
     box_indices: int64 [boxes], records in the stream of box images, may be empty.
     mask_images: mask images per batch.
     class_weights: one per class.
+    facts: what was seen of all images of the split, by `data.check`.
     known_box_images: reader of box images whose masks are known: boxes are judged by
       them, nothing is learned from them. None if there are none.
   """
@@ -38,7 +39,78 @@ class TrainingSet(NamedTuple):
   box_indices: np.ndarray
   mask_images: int
   class_weights: tuple[float, ...]
+  facts: list[survey.Facts]
   known_box_images: ExampleReader | None
+
+
+class Reading(NamedTuple):
+  """A split that has been read once.
+
+  Attributes:
+    split: its name.
+    records: all of its records.
+    facts: what was seen of each.
+  """
+
+  split: str
+  records: list[Record]
+  facts: list[survey.Facts]
+
+  @property
+  def usable(self) -> list[Record]:
+    """The records without problems."""
+    return check.usable(self.records, self.facts)
+
+
+def read_split(config: ConfigDict, split_name: str, *, progress: Callable | None = None) -> Reading:
+  """Reads every image and mask of a split once.
+
+  Args:
+    config: the configuration.
+    split_name: as in `config.data.train_split`.
+    progress: (images done, images in all) -> None, called after each.
+
+  Raises:
+    InputError: what the source finds wrong with the set as a whole.
+  """
+  records = data.load_records(config.data, split_name)
+  facts = check.look_at(
+    records,
+    num_classes=len(config.data.class_names),
+    workers=config.data.workers,
+    progress=lambda done: progress and progress(done, len(records)),
+  )
+  return Reading(split_name, records, facts)
+
+
+def summarize(config: ConfigDict, reading: Reading) -> survey.Summary:
+  """What a split adds up to on the configured canvas."""
+  return survey.summarize(reading.facts, tuple(config.data.canvas))
+
+
+def judge(config: ConfigDict, split_name: str, summary: survey.Summary) -> list[findings.Finding]:
+  """All that is wrong with a split, errors first.
+
+  Args:
+    config: the configuration.
+    split_name: of the split.
+    summary: of the split.
+  """
+  arm = configuration.arm(config)
+  is_learned = split_name == config.data.train_split
+  use = findings.Use(
+    is_learned=is_learned,
+    boxes_are_learned=is_learned and arm.box_images,
+    # A file says whose masks are used; without one, only a share of 1 hides none.
+    masks_are_hidden=bool(config.data.split_file) or config.data.mask_fraction < 1,
+  )
+  found = findings.unusable(
+    summary,
+    on_bad_image=config.data.on_bad_image,
+    max_bad_fraction=config.data.max_bad_fraction,
+  )
+  found += findings.judge(summary, tuple(config.data.class_names), use)
+  return sorted(found, key=lambda one: not one.is_error)
 
 
 def open_training_set(config: ConfigDict, *, report) -> TrainingSet:
@@ -54,7 +126,18 @@ def open_training_set(config: ConfigDict, *, report) -> TrainingSet:
   Raises:
     InputError: something in the configuration or the data is wrong.
   """
-  records = _checked_records(config, config.data.train_split, report)
+  training = make_training_set(config, _checked(config, config.data.train_split, report))
+  report(
+    f"{len(training.reader)} training images: {len(training.mask_indices)} with masks, "
+    f"{len(training.box_indices)} with boxes only; each batch of {config.data.batch_size} has "
+    f"{training.mask_images} with masks."
+  )
+  return training
+
+
+def make_training_set(config: ConfigDict, reading: Reading) -> TrainingSet:
+  """Splits what has been read and judged; see `open_training_set`."""
+  records = reading.usable
   arm = configuration.arm(config)
   chosen = _choose_masks(config, records, arm)
   is_mask = np.isin([r.image_id for r in records], list(chosen.mask_ids))
@@ -77,10 +160,6 @@ def open_training_set(config: ConfigDict, *, report) -> TrainingSet:
     num_boxes=len(box_indices),
     batch_size=config.data.batch_size,
   )
-  report(
-    f"{len(records)} training images: {len(mask_indices)} with masks, {len(box_indices)} with "
-    f"boxes only; each batch of {config.data.batch_size} has {mask_images} with masks."
-  )
   return TrainingSet(
     reader,
     chosen,
@@ -88,6 +167,7 @@ def open_training_set(config: ConfigDict, *, report) -> TrainingSet:
     box_indices,
     mask_images,
     class_weights(config.loss.class_weights, records, len(config.data.class_names)),
+    reading.facts,
     # Sigma and bootstrapped targets mean nothing in the other arms.
     _known_box_images(config, [records[i] for i in box_indices])
     if arm.inside_boxes == "uncertainty"
@@ -118,11 +198,12 @@ def keep_split(chosen: split.Split, path: Path) -> None:
     )
 
 
-def open_evaluation_set(config: ConfigDict, *, report) -> ExampleReader:
+def open_evaluation_set(config: ConfigDict, training: TrainingSet, *, report) -> ExampleReader:
   """Reads and checks `config.data.eval_split`.
 
   Args:
     config: the configuration.
+    training: the training set, which should have none of these images.
     report: takes lines of text.
 
   Returns:
@@ -131,7 +212,16 @@ def open_evaluation_set(config: ConfigDict, *, report) -> ExampleReader:
   Raises:
     InputError: something is wrong, or an image to be judged has no mask.
   """
-  records = _checked_records(config, config.data.eval_split, report)
+  reading = _checked(config, config.data.eval_split, report)
+  pairs = survey.shared_images(training.facts, reading.facts)
+  leaks = findings.leaks(pairs, config.data.train_split)
+  findings.refuse_or_report(leaks, split=reading.split, report=report)
+  return make_evaluation_set(config, reading)
+
+
+def make_evaluation_set(config: ConfigDict, reading: Reading) -> ExampleReader:
+  """The reader of what has been read and judged; see `open_evaluation_set`."""
+  records = reading.usable
   for record in records:
     if record.read_labels is None:
       raise InputError(f"{record.source}: image {record.image_id} has no mask to be judged by")
@@ -255,16 +345,11 @@ def _plain_reader(config, records, *, cache):
   )
 
 
-def _checked_records(config, split_name, report):
-  records = data.load_records(config.data, split_name)
-  return check.check_records(
-    records,
-    num_classes=len(config.data.class_names),
-    on_bad_image=config.data.on_bad_image,
-    max_bad_fraction=config.data.max_bad_fraction,
-    workers=config.data.workers,
-    report=report,
-  )
+def _checked(config, split_name, report):
+  reading = read_split(config, split_name)
+  found = judge(config, split_name, summarize(config, reading))
+  findings.refuse_or_report(found, split=split_name, report=report)
+  return reading
 
 
 def _choose_masks(config, records, arm):

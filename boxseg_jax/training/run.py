@@ -54,7 +54,7 @@ class Run:
     self.model = build.make_model(config)
     self.optimizer, self.schedule = build.make_optimizer(config)
     self.training = training_set.open_training_set(config, report=report)
-    self.judged = training_set.open_evaluation_set(config, report=report)
+    self.judged = training_set.open_evaluation_set(config, self.training, report=report)
     self.settings = build.loss_settings(
       config, self.training.class_weights, mask_images=self.training.mask_images
     )
