@@ -101,6 +101,36 @@ def panel(views: Views, class_names: Sequence[str]) -> np.ndarray:
   return np.concatenate(bands)
 
 
+def annotated(
+  image: np.ndarray,
+  labels: np.ndarray | None,
+  boxes: np.ndarray,
+  box_classes: np.ndarray,
+  box_is_crowd: np.ndarray,
+  num_classes: int,
+) -> np.ndarray:
+  """A photograph with the annotation that it came with.
+
+  Args:
+    image: uint8 [height, width, 3].
+    labels: int [height, width], class ids, 255 = void; None = no mask, only boxes are drawn.
+    boxes: float [n, 4], (ymin, xmin, ymax, xmax) in [0, 1] of the image.
+    box_classes: int [n].
+    box_is_crowd: bool [n].
+    num_classes: number of classes, background included.
+
+  Returns:
+    uint8 [tile_height, tile_width, 3]; small images are enlarged, large ones shrunk.
+  """
+  colours = palette(num_classes)
+  size = _tile_size(image.shape[:2])
+  tile = _photo(image, size)
+  if labels is not None:
+    tile = overlay(tile, _nearest(labels, size), colours)
+  view = Views(image, None, boxes, box_classes, None, None, box_is_crowd=box_is_crowd)
+  return _tagged(_draw_boxes(tile, view, colours), "boxes only" if labels is None else "mask")
+
+
 def palette(num_classes: int) -> np.ndarray:
   """Colours of classes that colour-blind people tell apart too.
 

@@ -10,6 +10,7 @@ from typing import TextIO
 
 _WINDOW = 20  # intervals the rate is taken over: steady, yet follows a machine that slows down
 _REDRAW_SECONDS = 0.2  # eyes need no more, and a terminal over a network gets no more
+_BAR = 24  # characters
 _COLUMNS = 79  # of 80: a full line would wrap on some terminals
 
 
@@ -120,6 +121,56 @@ class Progress:
     self._stream.write("\r" + line.ljust(len(self._drawn)))
     self._stream.flush()
     self._drawn, self._drawn_at = line, now
+
+
+class Count:
+  """Shows how many images of a split have been read: a bar on a terminal, else one line at the end.
+
+  Call it as `count(done, total)`; `close` ends the line.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    stream: TextIO | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Shows nothing yet.
+
+    Args:
+      name: of the split.
+      stream: where to write; None = standard output.
+      clock: seconds.
+    """
+    self._name = name
+    self._stream = sys.stdout if stream is None else stream
+    self._live = self._stream.isatty()
+    self._clock = clock
+    self._started = clock()
+    self._line = ""
+    self._drawn_at = -math.inf
+
+  def __call__(self, done: int, total: int) -> None:
+    """Tells that `done` of `total` images have been read."""
+    now = self._clock()
+    rate = done / max(now - self._started, 1e-9)
+    parts = [f"{self._name} {done}/{total} images", f"{rate:.{0 if rate >= 100 else 1}f} images/s"]
+    if self._live:
+      filled = _BAR * done // max(total, 1)
+      parts.insert(0, "[" + "#" * filled + "." * (_BAR - filled) + "]")
+      parts.append(f"{_duration((total - done) / rate)} left")
+    before, self._line = len(self._line), "  ".join(parts)[:_COLUMNS]
+    if self._live and (done == total or now - self._drawn_at >= _REDRAW_SECONDS):
+      self._stream.write("\r" + self._line.ljust(before))
+      self._stream.flush()
+      self._drawn_at = now
+
+  def close(self) -> None:
+    """Leaves the last line standing and goes on below it."""
+    if self._line:
+      print("" if self._live else self._line, file=self._stream, flush=True)
+    self._line = ""
 
 
 def _number(value: float) -> str:
