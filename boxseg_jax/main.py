@@ -8,7 +8,7 @@ from ml_collections import config_flags
 
 from boxseg_jax.errors import InputError
 
-MODES = ("train", "evaluate", "study")
+MODES = ("train", "evaluate", "study", "check_data")
 
 
 def run() -> None:
@@ -58,14 +58,15 @@ def _main(argv) -> None:
   del argv
   # Imported late, so that a misspelt flag is told at once.
   from boxseg_jax import parallel
-  from boxseg_jax.apps import results, study
+  from boxseg_jax.apps import check_data, results, study
   from boxseg_jax.training import loop
 
   values = flags.FLAGS
   # Orbax tells every rename as INFO, every checkpoint between evaluations as a WARNING.
   logging.set_verbosity(logging.ERROR)
   parallel.keep_compiled_programs(values.compilation_cache)
-  modes = {"train": loop.train, "evaluate": results.evaluate_run, "study": study.run}
+  runs = (loop.train, results.evaluate_run, study.run, check_data.run)
+  modes = dict(zip(MODES, runs, strict=True))
   workdir = Path(values.workdir)
   try:
     outcome = modes[values.mode](values.config, workdir)
