@@ -236,6 +236,16 @@ class TestWarnings:
     found = one(judged(good(1), good(2), partial), "outside of all boxes")
     assert not found.is_error and found.items == ("person: 33.3 %", "see image000.png")
 
+  def test_one_rare_class_without_boxes(self):
+    labels = painted((0, 0, 29, 20, 1), (29, 0, 1, 4, 2))
+    found = one(judged(record_of(labels, [(0, 0, 28, 20)], (1,))), "outside of all boxes")
+    assert not found.is_error and found.items[0] == "person: 100 %"
+
+  def test_single_masks_of_0_and_255(self):
+    white = record_of(painted((2, 3, 10, 5, 255)), [(2, 3, 10, 5)], (1,), 1)
+    found = one(judged(good(0), white), "masks of 1 of 2 images .* no object \\(1 hold 255, void")
+    assert not found.is_error and found.items == ("image001.png",)
+
   def test_loose_boxes(self):
     loose = record_of(painted((8, 8, 5, 5, 1)), [(4, 4, 12, 12)], (1,))
     found = one(judged(loose, names=("background", "car")), "agree .* to an IoU of 0.17")

@@ -199,7 +199,7 @@ def _uncovered(summary, class_names, use):
   shares = {c: summary.uncovered[c] / n for c, n in summary.covered_total.items()}
   share = summary.uncovered.total() / total if total else 0.0
   worst = max(shares.values(), default=0.0)
-  if max(share, worst * _UNCOVERED / _MOST) <= _UNCOVERED:
+  if share <= _UNCOVERED and worst <= _MOST:  # a rare class hardly shows in the whole
     return []
   text = (
     f"{_percent(share)} of the pixels of objects lie outside of all boxes of their class and "
