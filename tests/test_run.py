@@ -252,9 +252,13 @@ class TestArms:
     assert study.run(config, tmp_path, report=again.append) == text
     assert all("finished earlier" in line for line in again)
     fewer = []
-    config.study.arms = ("full",)  # which other arms a study has is no part of a run's identity
+    # Neither the study's other arms nor a method that the arm does not use belong to a run.
+    config.study.arms, config.loss.bootstrap = ("full",), "hard"
     study.run(config, tmp_path, report=fewer.append)
     assert len(fewer) == 1 and "finished earlier" in fewer[0]
+    config.study.arms = ("uncertainty",)
+    with pytest.raises(InputError, match="loss.bootstrap: 'soft' -> 'hard'"):
+      study.run(config, tmp_path, report=fewer.append)
 
 
 def _with_garbage(record):

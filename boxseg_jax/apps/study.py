@@ -64,13 +64,16 @@ def cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
   """The configuration of one run; differs from the study's in arm, fraction and seeds only.
 
   So a study of more seeds or arms takes over the runs of a smaller one, and parts of a
-  study can be run side by side.
+  study can be run side by side. What an arm fixes is written into `loss`: runs that do not
+  use the method of `config.loss` stay valid when it is changed.
   """
   own = config.copy_and_resolve_references()
   own.arm = cell.arm
   own.seed = cell.seed
   own.data.split_seed = cell.seed
   own.data.mask_fraction = cell.mask_fraction
+  arm = configuration.arm(own)
+  own.loss.bootstrap, own.loss.teacher = arm.bootstrap, arm.teacher
   return own
 
 
