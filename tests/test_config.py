@@ -73,6 +73,17 @@ def write_tiny_cityscapes(root, config):
     write_cityscapes(root, split, instances)
 
 
+@pytest.mark.parametrize(
+  ("mask_images", "expected"),
+  [(0, ("self", "soft")), (2, ("boxes", "predicted")), (8, ("self", "predicted"))],
+)
+def test_a_teacher_needs_mask_images_and_box_images(mask_images, expected):
+  config = configuration.get_config()
+  config.loss.teacher, config.loss.bootstrap = "boxes", "predicted"
+  settings = build.loss_settings(config, [1.0] * 4, mask_images=mask_images)
+  assert (settings.teacher, settings.bootstrap) == expected
+
+
 def write_tiny_set(root, config):
   """A set of four images a split in the layout that both `coco` and `labels` read."""
   rng = np.random.default_rng(0)

@@ -49,11 +49,13 @@ def loss_settings(config: ConfigDict, class_weights, *, mask_images: int) -> Los
 
   Returns:
     LossSettings, shares of the training turned into steps. Without mask images to learn from
-    there is no teacher but the network itself.
+    there is no teacher but the network itself, which must not take its prediction alone.
   """
   arm = configuration.arm(config)
+  if arm.teacher == "boxes" and mask_images == 0:
+    arm = arm._replace(teacher="self", bootstrap="soft")
   steps = config.train.num_steps
-  taught = arm.bootstrap != "none" and 0 < mask_images < config.data.batch_size
+  taught = arm.bootstrap != "none" and mask_images < config.data.batch_size
   return LossSettings(
     num_classes=len(config.data.class_names),
     inside_boxes=arm.inside_boxes,
