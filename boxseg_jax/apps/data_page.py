@@ -15,6 +15,7 @@ from boxseg_jax.data.records import Record
 from boxseg_jax.data.training_set import Reading
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import pictures
+from boxseg_jax.training.run import write_text
 
 _PICTURES = 6  # of each split
 _LISTED = 200  # items of one finding
@@ -60,13 +61,7 @@ def write(
   Raises:
     InputError: the file cannot be written.
   """
-  unfinished = path.with_name(path.name + ".unfinished")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.write_text(_page(config, tables, found, readings), encoding="utf-8")
-    unfinished.replace(path)
-  except OSError as error:
-    raise InputError(f"{path} cannot be written: {error}") from error
+  write_text(path, _page(config, tables, found, readings))
 
 
 def is_number(text: str) -> bool:

@@ -19,7 +19,7 @@ from boxseg_jax import config as configuration
 from boxseg_jax.apps import curves, tables
 from boxseg_jax.errors import InputError
 from boxseg_jax.training import loop, snapshots
-from boxseg_jax.training.run import refuse_other_configuration, write_json
+from boxseg_jax.training.run import refuse_other_configuration, write_json, write_text
 
 
 class Cell(NamedTuple):
@@ -105,7 +105,7 @@ def run(config: ConfigDict, workdir, *, report=print) -> str:
   origin = made_with(config)
   write_json(workdir / "study.json", {"made_with": origin, "cells": rows})
   text = tables.tables(rows, tuple(config.data.class_names))
-  (workdir / "study.md").write_text(text + "\n" + _list_items(origin))
+  write_text(workdir / "study.md", text + "\n" + _list_items(origin))
   curves.save(workdir / "study.png", rows)
   pictures = [snapshots.newest(workdir / cell.name) for cell in planned]
   paths = [("Plot", workdir / "study.png"), *(("Pictures", path) for path in pictures if path)]

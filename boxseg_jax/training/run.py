@@ -154,10 +154,24 @@ def _of_one_run(flat):
 
 
 def write_json(path: Path, value) -> None:
-  """Writes a file that is either whole or not there, whatever happens to the process."""
+  """`write_text` of a value as JSON."""
+  write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file that is either whole or not there, whatever happens to the process.
+
+  Args:
+    path: of the file; its folder is made where it is missing.
+    text: what it holds.
+
+  Raises:
+    InputError: it cannot be written.
+  """
   unfinished = path.with_name(path.name + ".unfinished")
   try:
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
   except OSError as error:
     raise InputError(f"{path} cannot be written: {error}") from error
