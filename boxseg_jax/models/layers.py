@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from boxseg_jax.batch import IMAGE_MEAN
+from boxseg_jax.models.kernel_gradient import convolve, multiply
 
 IMAGE_STD = (0.229, 0.224, 0.225)
 BATCH_NORM_MOMENTUM = 0.9
@@ -82,7 +83,7 @@ class Pointwise(nn.Module):
     """Maps [batch, height, width, in] to [batch, ceil(height / stride), ..., features]."""
     kernel = self.param("kernel", kernel_init, (1, 1, x.shape[-1], self.features))
     x = x[:, :: self.stride, :: self.stride].astype(self.dtype)
-    return jnp.matmul(x, kernel[0, 0].astype(self.dtype))
+    return multiply(x, kernel[0, 0].astype(self.dtype))
 
 
 def convolution(
@@ -110,6 +111,7 @@ def convolution(
     return Pointwise(features, stride, style.dtype, name=name)
   if padding == "symmetric":
     padding = [((k - 1) // 2 * d,) * 2 for k, d in zip(kernel, dilation, strict=True)]
+  plain = kernel == (3, 3) and stride == 1 and dilation == (1, 1)
   return nn.Conv(
     features,
     kernel,
@@ -119,6 +121,7 @@ def convolution(
     use_bias=False,
     dtype=style.dtype,
     kernel_init=kernel_init,
+    conv_general_dilated=convolve if plain else None,
     name=name,
   )
 
