@@ -60,6 +60,10 @@ def get_config() -> ConfigDict:
         "mask_fractions": (),
         # Seeds (config.seed and data.split_seed); empty = config.seed alone.
         "seeds": (),
+        # Mistakes in boxes: each run of an arm that learns from boxes is done again with each
+        # of these, of the size below (see data.box_faults): "resize", "missing", "wrong_class".
+        "faults": (),
+        "fault_sizes": {"resize": 0.2, "missing": 0.1, "wrong_class": 0.05},
         # What annotation costs, per object: for the plot over annotation time. 79 s is COCO's
         # mean (Lin et al. 2014), 7 s that of extreme clicking (Papadopoulos et al. 2017).
         "seconds_per_mask": 79.0,
@@ -233,6 +237,9 @@ _SHARES = (
   "loss.bootstrap_start",
   "loss.bootstrap_ramp",
   "optimizer.warmup",
+  "study.fault_sizes.resize",
+  "study.fault_sizes.missing",
+  "study.fault_sizes.wrong_class",
   "train.ema_decay",
 )
 _NOT_NEGATIVE = (
@@ -270,6 +277,9 @@ def check(config: ConfigDict) -> None:
     _require(flat[key] >= 0, key, flat[key], "at least 0")
   for key in ("seed", "data.split_seed"):
     _require(0 <= flat[key] < 2**32, key, flat[key], "in [0, 2^32)")
+  for fault in flat["study.faults"]:
+    known = tuple(config.study.fault_sizes)
+    _require(fault in known, "study.faults", fault, f"some of {known}")
   canvas = flat["data.canvas"]
   two_sides = len(canvas) == 2 and all(isinstance(side, int) and side > 0 for side in canvas)
   _require(two_sides, "data.canvas", canvas, "(height, width) in whole pixels")

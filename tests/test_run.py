@@ -239,9 +239,10 @@ class TestArms:
     assert [c["arm"] for c in cells] == ["masks_only", "uncertainty", "full"]
     made_with = json.loads((tmp_path / "study.json").read_text())["made_with"]
     assert "train.num_steps: 300 -> 2" in made_with["config"] and made_with["jax"]
-    overall, by_class, inside, paths = (part.splitlines() for part in text.split("\n\n"))
+    same, overall, by_class, inside, paths = (part.splitlines() for part in text.split("\n\n"))
     assert [len(overall), len(by_class), len(inside)] == [5, 5, 3]
-    assert max(len(line) for line in overall + by_class + inside) <= 80
+    assert max(len(line) for line in same + overall + by_class + inside) <= 80
+    assert "unet on conv, 32x32 pixels, 2 steps of 8 images" in same[0]
     assert "gap closed" in overall[0] and "AUROC" in inside[0] and len(paths) == 4
     with Image.open(tmp_path / "study.png") as plot:
       assert plot.size[0] > 1000
@@ -259,6 +260,30 @@ class TestArms:
     config.study.arms = ("uncertainty",)
     with pytest.raises(InputError, match="loss.bootstrap: 'soft' -> 'hard'"):
       study.run(config, tmp_path, report=fewer.append)
+
+  def test_study_repeats_what_learns_from_boxes_with_each_fault(self, tmp_path):
+    arms = ("masks_only", "boxes_as_masks", "full")
+    config = small(train__num_steps=1, study__arms=arms, study__faults=("resize", "missing"))
+    planned = [(cell.arm, cell.fault) for cell in study.cells(config)]
+    of_boxes = [("boxes_as_masks", fault) for fault in ("", "resize", "missing")]
+    assert planned == [("masks_only", ""), *of_boxes, ("full", "")]
+    config.study.arms = ("boxes_as_masks",)
+    text = study.run(config, tmp_path, report=lambda line: None)
+    cells = json.loads((tmp_path / "study.json").read_text())["cells"]
+    iou = {cell["fault"]: 100 * cell["metrics"]["foreground_iou"] for cell in cells}
+    head, _, line = text.split("\n\n")[3].splitlines()
+    assert "right boxes" in head and "resize" in head and "missing" in head
+    assert f"{iou['']:.1f}" in line
+    assert f"{iou['missing']:.1f} ({iou['missing'] - iou['']:+.1f})" in line
+    folder = study.Cell("boxes_as_masks", config.data.mask_fraction, config.seed, "resize").name
+    faulty = json.loads((tmp_path / folder / "config.json").read_text())
+    assert faulty["data.box_faults.resize"] == 0.2 and faulty["data.box_faults.missing"] == 0
+
+  def test_no_class_is_wrong_where_there_is_one(self):
+    config = small(study__arms=("boxes_as_masks",), study__faults=("wrong_class",))
+    assert len(study.cells(config)) == 2
+    config.data.class_names = ("background", "thing")
+    assert len(study.cells(config)) == 1
 
 
 def _with_garbage(record):

@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+import textwrap
 import time
 from importlib import metadata
 from pathlib import Path
@@ -29,16 +30,19 @@ class Cell(NamedTuple):
     arm: see `config.arm`.
     mask_fraction: share of masks; 1.0 for the arm "full".
     seed: of training and of the split.
+    fault: mistake made in the boxes, a key of `config.study.fault_sizes`; "" = none.
   """
 
   arm: str
   mask_fraction: float
   seed: int
+  fault: str = ""
 
   @property
   def name(self) -> str:
     """Folder of the run in the study's workdir."""
-    return f"{self.arm}-{100 * self.mask_fraction:g}pct-seed{self.seed}"
+    name = f"{self.arm}-{100 * self.mask_fraction:g}pct-seed{self.seed}"
+    return f"{name}-{self.fault}" if self.fault else name
 
 
 def cells(config: ConfigDict) -> list[Cell]:
@@ -49,19 +53,30 @@ def cells(config: ConfigDict) -> list[Cell]:
 
   Returns:
     Cells in the order in which they are run. "full" knows no fraction; at fraction
-    0 there is nothing for "masks_only" to learn from.
+    0 there is nothing for "masks_only" to learn from. Faults are those of boxes, where boxes
+    are learned from; with one class alone none can be wrong.
   """
-  fractions = config.study.mask_fractions or (config.data.mask_fraction,)
-  seeds = config.study.seeds or (config.seed,)
+  study = config.study
+  fractions = study.mask_fractions or (config.data.mask_fraction,)
+  seeds = study.seeds or (config.seed,)
+  arms = configuration.arms(config)
+  faults = [fault for fault in study.faults if fault != "wrong_class" or not _is_binary(config)]
   found = {}
-  for seed, fraction, arm in itertools.product(seeds, fractions, config.study.arms):
+  for seed, fraction, arm in itertools.product(seeds, fractions, study.arms):
     if arm != "masks_only" or fraction > 0:
-      found.setdefault(Cell(arm, 1.0 if arm == "full" else float(fraction), int(seed)))
+      cell = Cell(arm, 1.0 if arm == "full" else float(fraction), int(seed))
+      found.setdefault(cell)
+      if arm in arms and arms[arm].box_images:
+        found |= dict.fromkeys(cell._replace(fault=fault) for fault in faults)
   return list(found)
 
 
+def _is_binary(config):
+  return len(config.data.class_names) == 2
+
+
 def cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
-  """The configuration of one run; differs from the study's in arm, fraction and seeds only.
+  """The configuration of one run; differs from the study's in arm, fraction, seeds and fault only.
 
   So a study of more seeds or arms takes over the runs of a smaller one, and parts of a
   study can be run side by side. What an arm fixes is written into `loss`: runs that do not
@@ -72,6 +87,8 @@ def cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
   own.seed = cell.seed
   own.data.split_seed = cell.seed
   own.data.mask_fraction = cell.mask_fraction
+  if cell.fault:
+    own.data.box_faults[cell.fault] = config.study.fault_sizes[cell.fault]
   arm = configuration.arm(own)
   own.loss.bootstrap, own.loss.teacher = arm.bootstrap, arm.teacher
   return own
@@ -104,9 +121,9 @@ def run(config: ConfigDict, workdir, *, report=print) -> str:
   rows = [_row(config, cell, workdir / cell.name, objects) for cell in planned]
   origin = made_with(config)
   write_json(workdir / "study.json", {"made_with": origin, "cells": rows})
-  text = tables.tables(rows, tuple(config.data.class_names))
+  text = same_for_all(config) + "\n" + tables.tables(rows, tuple(config.data.class_names))
   write_text(workdir / "study.md", text + "\n" + _list_items(origin))
-  curves.save(workdir / "study.png", rows)
+  curves.save(workdir / "study.png", [row for row in rows if not row["fault"]])
   pictures = [snapshots.newest(workdir / cell.name) for cell in planned]
   paths = [("Plot", workdir / "study.png"), *(("Pictures", path) for path in pictures if path)]
   return text + "\n" + "\n".join(f"{name}: {path}" for name, path in paths)
@@ -147,6 +164,21 @@ def _row(config, cell, folder, objects):
     "annotation_hours": seconds / 3600,
     "metrics": json.loads(_result(folder).read_text()),
   }
+
+
+def same_for_all(config: ConfigDict) -> str:
+  """What the arms have in common, as lines of at most 80 columns."""
+  data, model, augment, optimizer = config.data, config.model, config.augment, config.optimizer
+  encoder = "" if model.name == "erfnet" else f" on {model.encoder.name}"
+  pretrained = ", pretrained" if model.encoder.weights else ""
+  text = (
+    f"Every arm: {model.name}{encoder}{pretrained}, {data.canvas[1]}x{data.canvas[0]} pixels, "
+    f"{config.train.num_steps} steps of {data.batch_size} images, {optimizer.name} at "
+    f"{optimizer.learning_rate:g} ({optimizer.schedule}); scaled by {augment.scale[0]:g} to "
+    f"{augment.scale[1]:g}, turned by up to {augment.rotation_degrees:g} degrees, mirrored with "
+    f"probability {augment.flip:g}, colours changed."
+  )
+  return textwrap.fill(text, 80) + "\n"
 
 
 def made_with(config: ConfigDict) -> dict:

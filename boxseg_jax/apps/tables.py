@@ -6,19 +6,23 @@ import numpy as np
 
 
 def tables(rows: Iterable[dict], class_names: Sequence[str]) -> str:
-  """Three tables, a line per arm and mask fraction in each: means over seeds.
+  """Tables with a line per arm and mask fraction: means over seeds.
 
   Args:
-    rows: dicts with "arm", "mask_fraction", "seed", "metrics" (see `evaluation.evaluate.results`).
+    rows: dicts with "arm", "mask_fraction", "seed", "fault" ("" = none) and "metrics" (see
+      `evaluation.evaluate.results`).
     class_names: background first.
 
   Returns:
     Markdown. First the foreground IoU in percent with its standard deviation over seeds, "% of
     full", and "gap closed" = (arm - masks_only) / (full - masks_only), where those arms were run;
     then the IoU by class, if there are several; then what the method made of the boxes of training
-    images: IoU of the masks inside boxes, AUROC and calibration error of sigma.
+    images: IoU of the masks inside boxes, AUROC and calibration error of sigma; then the foreground
+    IoU under each fault of the boxes, and the points that it cost.
   """
-  groups = grouped(rows)
+  rows = list(rows)
+  faulty = [row for row in rows if row["fault"]]
+  groups = grouped(row for row in rows if not row["fault"])
   parts = [_overall(groups)]
   if len(class_names) > 2:
     names = [f"iou/{name}" for name in class_names[1:]]
@@ -31,7 +35,22 @@ def tables(rows: Iterable[dict], class_names: Sequence[str]) -> str:
   learned = {cell: runs for cell, runs in groups.items() if "boxes/mask_iou" in runs[0]}
   if learned:
     parts.append(_measured(learned, inside))
+  if faulty:
+    parts.append(_robustness(groups, faulty))
   return "\n".join(parts)
+
+
+def _robustness(groups, faulty):
+  """IoU with faulty boxes beside that with right ones; columns: a pair for each fault."""
+  faults = dict.fromkeys(row["fault"] for row in faulty)
+  spoilt = {fault: grouped(r for r in faulty if r["fault"] == fault) for fault in faults}
+  lines = []
+  for cell in dict.fromkeys(cell for fault in faults for cell in spoilt[fault]):
+    right = _mean(groups.get(cell), "foreground_iou")
+    ious = [_mean(spoilt[fault].get(cell), "foreground_iou") for fault in faults]
+    told = [f"{_number(iou)} ({100 * (iou - right):+.1f})" for iou in ious]
+    lines.append([*_labels(*cell), _number(right), *told])
+  return markdown(["arm", "masks", "right boxes", *faults], lines)
 
 
 def grouped(rows: Iterable[dict]) -> dict[tuple[str, float], list[dict]]:
