@@ -167,10 +167,14 @@ def _loss():
     # Boxes -> masks while training (arm "uncertainty"): "soft" mixes the box's class and the
     # teacher's prediction by certainty, "predicted" takes the prediction, "hard" its most likely
     # class, "none" the box's class.
-    "bootstrap": "soft",
+    "bootstrap": "predicted",
     # Whose prediction it takes: "self", the network's own; "boxes", that of a second decoder,
-    # used while training alone, which is shown the boxes and learns from the mask images.
-    "teacher": "self",
+    # used while training alone, which is shown the boxes and learns from the mask images. Without
+    # mask images it is "soft" and "self", and starts at half of the training at the earliest.
+    "teacher": "boxes",
+    # Keep the share of each box that the teacher sees as object within what masks show of its
+    # class (without masks, within 0.4 to 0.9).
+    "fill_bands": True,
     # Where bootstrapping starts, and how long it takes to come in fully; shares of
     # train.num_steps.
     "bootstrap_start": 0.3,
@@ -307,6 +311,7 @@ class Arm(NamedTuple):
     inside_boxes: the loss inside boxes, see `losses.objective`.
     bootstrap: the kind of bootstrapping.
     teacher: whose prediction it takes.
+    fill_bands: whether the share of a box that it sees as object is kept a usual one.
   """
 
   all_masks: bool = False
@@ -315,6 +320,7 @@ class Arm(NamedTuple):
   inside_boxes: str = "label"
   bootstrap: str = "none"
   teacher: str = "self"
+  fill_bands: bool = False
 
 
 def arms(config: ConfigDict) -> dict[str, Arm]:
@@ -331,7 +337,9 @@ def arms(config: ConfigDict) -> dict[str, Arm]:
     "uncertainty_soft": uncertainty._replace(bootstrap="soft"),
     "uncertainty_boxes": uncertainty._replace(bootstrap="predicted", teacher="boxes"),
     "uncertainty": uncertainty._replace(
-      bootstrap=config.loss.bootstrap, teacher=config.loss.teacher
+      bootstrap=config.loss.bootstrap,
+      teacher=config.loss.teacher,
+      fill_bands=config.loss.fill_bands,
     ),
   }
 

@@ -14,7 +14,7 @@ holds the table (one seed, about 20 minutes a run on two cores, three arms) of
 
 from boxseg_jax import config as defaults
 
-VARIANTS = ("", "gpu", "smoke")
+VARIANTS = ("", "gpu", "study", "smoke")
 
 
 def get_config(variant=""):
@@ -26,11 +26,8 @@ def get_config(variant=""):
   config.data.class_names = ("background", "car", "pedestrian", "bicyclist")
   config.data.canvas = (180, 240)
   config.data.mask_fraction = 0.18
-  config.data.mask_images_per_batch = 6
   config.model.encoder.name = "efficientnet_lite0"
   config.model.encoder.weights = "../shared/weights/efficientnet_lite0_imagenet.safetensors"
-  config.loss.bootstrap = "predicted"
-  config.loss.teacher = "boxes"
   config.loss.bootstrap_start = 0.1
   config.loss.bootstrap_ramp = 0.2
   config.loss.class_weights = (1.0, 1.0, 4.0, 4.0)
@@ -41,7 +38,6 @@ def get_config(variant=""):
   if variant == "gpu":
     config.data.canvas = (360, 480)
     config.data.batch_size = 16
-    config.data.mask_images_per_batch = 12
     config.eval.batch_size = 16
     config.model.name = "deeplabv3plus"
     config.model.encoder.name = "resnet50"
@@ -50,6 +46,11 @@ def get_config(variant=""):
     config.train.num_steps = 6000
     config.train.eval_every = 1000
     config.train.checkpoint_every = 1000
+  if variant == "study":
+    config.data.canvas = (120, 160)
+    config.train.num_steps = 800
+    config.study.arms = ("masks_only", "uncertainty", "full")
+    config.study.mask_fractions = (0.05, 0.0)
   if variant == "smoke":
     config.data.canvas = (36, 48)
     config.train.num_steps = 2

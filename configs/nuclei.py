@@ -25,8 +25,8 @@ def get_config(variant=""):
   config.train.num_steps = 600
   config.train.checkpoint_every = 200
   if variant == "study":
-    config.study.arms = ("boxes_as_masks", "uncertainty", "full")
-    config.study.mask_fractions = (0.02, 0.18)
+    config.study.arms = ("masks_only", "uncertainty", "full")
+    config.study.mask_fractions = (0.02, 0.18, 0.0)
     config.study.seeds = (0, 1, 2)
   if variant == "smoke":
     config.data.canvas = (32, 32)

@@ -17,8 +17,6 @@ def get_config(variant=""):
   if variant not in VARIANTS:
     raise ValueError(f"{variant!r} is no variant of this config, only {VARIANTS}")
   config = defaults.get_config()  # the defaults are this data set
-  config.loss.bootstrap = "predicted"
-  config.loss.teacher = "boxes"
   if variant == "smoke":
     config.data.shapes.num_train = 16
     config.data.shapes.num_eval = 4

@@ -82,6 +82,7 @@ def test_a_teacher_needs_mask_images_and_box_images(mask_images, expected):
   config.loss.teacher, config.loss.bootstrap = "boxes", "predicted"
   settings = build.loss_settings(config, [1.0] * 4, mask_images=mask_images)
   assert (settings.teacher, settings.bootstrap) == expected
+  assert settings.bootstrap_start == (150 if mask_images == 0 else 90)  # of 300 steps
 
 
 def write_tiny_set(root, config):
@@ -143,7 +144,7 @@ def test_arms_differ_in_what_they_say_and_nothing_else():
   method = arms["boxes_as_masks"]._replace(inside_boxes="uncertainty")
   assert method == arms["uncertainty_none"]
   assert method._replace(bootstrap="predicted", teacher="boxes") == arms["uncertainty_boxes"]
-  config.loss.bootstrap = "hard"
+  config.loss.bootstrap, config.loss.teacher, config.loss.fill_bands = "hard", "self", False
   assert configuration.arm(config) == arms["uncertainty_hard"]
   config.arm = "uncertanty"
   with pytest.raises(InputError, match="uncertanty.*uncertainty"):

@@ -9,7 +9,7 @@ from scipy import integrate, special, stats
 
 from boxseg_jax.batch import VOID
 from boxseg_jax.losses import bootstrap, objective, projection, uncertainty
-from boxseg_jax.losses.boxes import box_labels, box_maps
+from boxseg_jax.losses.boxes import box_labels, box_maps, spans
 
 CANVAS = (4, 6)
 
@@ -377,3 +377,60 @@ class TestProjection:
     assert float(sums["loss_box"]) == pytest.approx(float(expected), rel=1e-5)
     grads = jax.grad(lambda l: run_objective(batch, l, sigma, inside_boxes="projection")[0])(logits)
     assert np.isfinite(grads).all() and np.abs(grads[1, :2, :2]).max() > 0
+
+
+class TestFillBoxes:
+  """The teacher's logits, moved until boxes are filled as usual."""
+
+  BOXES = np.float32([[[0.1, 0.1, 0.5, 0.4], [0.5, 0.5, 0.9, 0.9], [0, 0, 1, 1]]])
+  CLASSES = np.int32([[1, 2, 0]])  # the last is padding
+
+  def _moved(self, logits, low, high, classes=None, crowd=None):
+    classes = self.CLASSES if classes is None else classes
+    crowd = np.zeros(classes.shape, bool) if crowd is None else crowd
+    size = logits.shape[1:3]
+    labels = box_labels(self.BOXES, classes, crowd, canvas=size, num_classes=3)
+    band = (np.full(classes.shape, low), np.full(classes.shape, high))
+    limits = spans(self.BOXES, size)
+    real = (classes > 0) & ~crowd
+    moved = bootstrap.fill_boxes(jnp.asarray(logits), labels.allowed, limits, band, real)
+    q = bootstrap.allowed_prediction(moved, labels.allowed)
+    return np.asarray(moved), 1 - np.asarray(q)[..., 0], np.asarray(labels.inside)
+
+  @staticmethod
+  def _logits(background):
+    rng = np.random.default_rng(0)
+    return (3 * rng.normal(size=(1, 40, 40, 3)) + np.array([background, 0, 0])).astype(np.float32)
+
+  @pytest.mark.parametrize(("background", "end"), [(8.0, 0.5), (-8.0, 0.7)])
+  def test_a_box_is_filled_to_the_nearer_end_of_its_band(self, background, end):
+    _, filled, _ = self._moved(self._logits(background), 0.5, 0.7)
+    assert filled[0, 4:20, 4:16].mean() == pytest.approx(end, abs=0.02)
+    assert filled[0, 20:36, 20:36].mean() == pytest.approx(end, abs=0.02)
+
+  def test_what_is_usual_and_what_is_outside_stays_as_it_is(self):
+    logits = self._logits(0.0)
+    moved, _, inside = self._moved(logits, 0.05, 0.95)
+    np.testing.assert_array_equal(moved, logits)
+    moved, _, inside = self._moved(logits, 0.98, 0.99)
+    np.testing.assert_array_equal(moved[~inside], logits[~inside])
+    assert (moved[inside][:, 0] < logits[inside][:, 0]).all()
+    np.testing.assert_array_equal(moved[..., 1:], logits[..., 1:])
+
+  def test_crowds_move_nothing(self):
+    logits = self._logits(8.0)
+    crowd = np.array([[False, True, False]])
+    moved, filled, _ = self._moved(logits, 0.5, 0.7, crowd=crowd)
+    np.testing.assert_array_equal(moved[0, 20:36, 20:36], logits[0, 20:36, 20:36])
+    assert filled[0, 4:20, 4:16].mean() == pytest.approx(0.5, abs=0.02)
+
+  def test_order_within_a_box_stays(self):
+    logits = self._logits(8.0)
+    moved, _, _ = self._moved(logits, 0.5, 0.7)
+    box = (0, slice(4, 20), slice(4, 16))
+    np.testing.assert_allclose(np.ptp(logits[box][..., 0] - moved[box][..., 0]), 0.0, atol=1e-4)
+
+  @pytest.mark.parametrize("background", [1e4, -1e4])
+  def test_extreme_logits_stay_finite(self, background):
+    moved, filled, _ = self._moved(self._logits(background), 0.5, 0.7)
+    assert np.isfinite(moved).all() and np.isfinite(filled).all()

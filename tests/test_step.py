@@ -49,6 +49,7 @@ def settings(**changes):
     bootstrap_start=1,
     bootstrap_ramp=2,
     class_weights=(1.0, 2.0, 3.0),
+    fill_bands=((0.4, 0.9), (0.6, 0.7), (0.8, 0.9)),
   )
   return base._replace(**changes)
 

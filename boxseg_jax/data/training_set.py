@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import config as configuration
 from boxseg_jax import data
-from boxseg_jax.data import check, feed, findings, grabcut, order, split, survey
+from boxseg_jax.data import check, feed, fill, findings, grabcut, order, split, survey
 from boxseg_jax.data.examples import ExampleReader
 from boxseg_jax.data.faults import BoxFaults, with_faults
 from boxseg_jax.data.records import Record, max_boxes
@@ -28,6 +28,7 @@ class TrainingSet(NamedTuple):
     box_indices: int64 [boxes], records in the stream of box images, may be empty.
     mask_images: mask images per batch.
     class_weights: one per class.
+    fill_bands: (low, high) share of boxes that objects fill, one per class, see `data.fill`.
     facts: what was seen of all images of the split, by `data.check`.
     known_box_images: reader of box images whose masks are known: boxes are judged by
       them, nothing is learned from them. None if there are none.
@@ -39,6 +40,7 @@ class TrainingSet(NamedTuple):
   box_indices: np.ndarray
   mask_images: int
   class_weights: tuple[float, ...]
+  fill_bands: tuple[tuple[float, float], ...]
   facts: list[survey.Facts]
   known_box_images: ExampleReader | None
 
@@ -167,6 +169,10 @@ def make_training_set(config: ConfigDict, reading: Reading) -> TrainingSet:
     box_indices,
     mask_images,
     class_weights(config.loss.class_weights, records, len(config.data.class_names)),
+    # Of no use without box images, and all masks are many to read again.
+    fill.fill_bands([records[i] for i in mask_indices], len(config.data.class_names))
+    if arm.fill_bands and len(box_indices)
+    else (),
     reading.facts,
     # Sigma and bootstrapped targets mean nothing in the other arms.
     _known_box_images(config, [records[i] for i in box_indices])

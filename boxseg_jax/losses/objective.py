@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from boxseg_jax.batch import BACKGROUND, VOID
-from boxseg_jax.losses import projection, uncertainty
+from boxseg_jax.losses import bootstrap, projection, uncertainty
 from boxseg_jax.losses.boxes import BoxLabels, box_labels, box_maps, spans
 
 
@@ -66,6 +66,15 @@ def read_boxes(batch, num_classes) -> BoxLabels:
 def read_box_maps(batch, boxes: BoxLabels):
   """`boxes.box_maps` of an augmented batch and of what `read_boxes` says of it."""
   return box_maps(batch["boxes"], batch["box_classes"], batch["box_is_crowd"], boxes.allowed)
+
+
+def fill_boxes(logits, batch, boxes: BoxLabels, bands):
+  """`bootstrap.fill_boxes` of an augmented batch; bands: (low, high) for each class."""
+  classes = batch["box_classes"]
+  low, high = jnp.moveaxis(jnp.asarray(bands, jnp.float32)[classes], -1, 0)
+  real = (classes > 0) & ~batch["box_is_crowd"]
+  limits = spans(batch["boxes"], logits.shape[1:3])
+  return bootstrap.fill_boxes(logits, boxes.allowed, limits, (low, high), real)
 
 
 def objective(

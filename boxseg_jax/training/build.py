@@ -17,6 +17,9 @@ from boxseg_jax.training import optimizer as optimizers
 from boxseg_jax.training.state import TrainState, create_state
 from boxseg_jax.training.step import LossSettings, make_predict_fn, make_target_fn, make_train_step
 
+# Share of the training. Taught by itself from a tenth of it on, a network forgot rare classes.
+SELF_START = 0.5
+
 
 def make_model(config: ConfigDict):
   """The network of `config.model`, with batch statistics synchronised over `AXIS`."""
@@ -39,22 +42,28 @@ def make_model(config: ConfigDict):
   )
 
 
-def loss_settings(config: ConfigDict, class_weights, *, mask_images: int) -> LossSettings:
+def loss_settings(
+  config: ConfigDict, class_weights, *, mask_images: int, fill_bands=()
+) -> LossSettings:
   """The loss of the configured arm.
 
   Args:
     config: the configuration.
     class_weights: one per class.
     mask_images: mask images in each batch.
+    fill_bands: see `LossSettings`.
 
   Returns:
     LossSettings, shares of the training turned into steps. Without mask images to learn from
-    there is no teacher but the network itself, which must not take its prediction alone.
+    there is no teacher but the network itself, which must not take its prediction alone, nor
+    before it has learned to see every class (`SELF_START`).
   """
   arm = configuration.arm(config)
+  steps = config.train.num_steps
+  start = config.loss.bootstrap_start
   if arm.teacher == "boxes" and mask_images == 0:
     arm = arm._replace(teacher="self", bootstrap="soft")
-  steps = config.train.num_steps
+    start = max(start, SELF_START)
   taught = arm.bootstrap != "none" and mask_images < config.data.batch_size
   return LossSettings(
     num_classes=len(config.data.class_names),
@@ -63,9 +72,10 @@ def loss_settings(config: ConfigDict, class_weights, *, mask_images: int) -> Los
     teacher=arm.teacher if taught else "self",
     mask_images=mask_images,
     box_images=config.data.batch_size - mask_images,
-    bootstrap_start=round(config.loss.bootstrap_start * steps),
+    bootstrap_start=round(start * steps),
     bootstrap_ramp=round(config.loss.bootstrap_ramp * steps),
     class_weights=tuple(class_weights),
+    fill_bands=tuple(fill_bands),
   )
 
 

@@ -56,7 +56,10 @@ class Run:
     self.training = training_set.open_training_set(config, report=report)
     self.judged = training_set.open_evaluation_set(config, self.training, report=report)
     self.settings = build.loss_settings(
-      config, self.training.class_weights, mask_images=self.training.mask_images
+      config,
+      self.training.class_weights,
+      mask_images=self.training.mask_images,
+      fill_bands=self.training.fill_bands,
     )
     self._claim_workdir()
 

@@ -32,6 +32,8 @@ class LossSettings(NamedTuple):
       colour affinity beside the projection comes in.
     bootstrap_ramp: steps until they count fully.
     class_weights: one weight per class.
+    fill_bands: (low, high) share of a box that its object fills, one per class; () = the
+      teacher's predictions are taken as they are, see `bootstrap.fill_boxes`.
   """
 
   num_classes: int
@@ -43,6 +45,7 @@ class LossSettings(NamedTuple):
   bootstrap_start: int
   bootstrap_ramp: int
   class_weights: tuple[float, ...]
+  fill_bands: tuple[tuple[float, float], ...]
 
 
 def example_keys(seed: int, step, local_batch: int, axis_name: str):
@@ -83,9 +86,12 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
   else:
     outputs = model.apply(variables, image, train=False)
     logits = outputs.logits
+  logits = uncertainty.class_logits(logits)
+  if settings.fill_bands:
+    logits = objective.fill_boxes(logits, batch, boxes, settings.fill_bands)
   target = bootstrap.targets(
     settings.bootstrap,
-    uncertainty.class_logits(logits),
+    logits,
     outputs.sigma,
     boxes,
     strength=strength,
