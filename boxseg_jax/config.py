@@ -167,12 +167,12 @@ def _loss():
     # Boxes -> masks while training (arm "uncertainty"): "soft" mixes the box's class and the
     # teacher's prediction by certainty, "predicted" takes the prediction, "hard" its most likely
     # class, "none" the box's class.
-    "bootstrap": "predicted",
+    "bootstrap": "soft",
     # Whose prediction it takes: "self", the network's own; "boxes", that of a second decoder,
     # used while training alone, which is shown the boxes and learns from the mask images. Without
     # mask images it is "soft" and "self", and starts at half of the training at the earliest.
     "teacher": "boxes",
-    # Keep the share of each box that the teacher sees as object within what masks show of its
+    # Keep the share of each box that a target takes for object within what masks show of its
     # class (without masks, within 0.4 to 0.9).
     "fill_bands": True,
     # Where bootstrapping starts, and how long it takes to come in fully; shares of

@@ -1,5 +1,7 @@
 """The paper's formulas against hand numbers, exact integrals and finite differences."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import jax.test_util
@@ -380,57 +382,64 @@ class TestProjection:
 
 
 class TestFillBoxes:
-  """The teacher's logits, moved until boxes are filled as usual."""
+  """Targets, moved until boxes are filled as usual."""
 
   BOXES = np.float32([[[0.1, 0.1, 0.5, 0.4], [0.5, 0.5, 0.9, 0.9], [0, 0, 1, 1]]])
   CLASSES = np.int32([[1, 2, 0]])  # the last is padding
+  PIXELS = (0, slice(4, 20), slice(4, 16)), (0, slice(20, 36), slice(20, 36))
 
-  def _moved(self, logits, low, high, classes=None, crowd=None):
-    classes = self.CLASSES if classes is None else classes
-    crowd = np.zeros(classes.shape, bool) if crowd is None else crowd
-    size = logits.shape[1:3]
-    labels = box_labels(self.BOXES, classes, crowd, canvas=size, num_classes=3)
-    band = (np.full(classes.shape, low), np.full(classes.shape, high))
-    limits = spans(self.BOXES, size)
-    real = (classes > 0) & ~crowd
-    moved = bootstrap.fill_boxes(jnp.asarray(logits), labels.allowed, limits, band, real)
-    q = bootstrap.allowed_prediction(moved, labels.allowed)
-    return np.asarray(moved), 1 - np.asarray(q)[..., 0], np.asarray(labels.inside)
-
-  @staticmethod
-  def _logits(background):
-    rng = np.random.default_rng(0)
-    return (3 * rng.normal(size=(1, 40, 40, 3)) + np.array([background, 0, 0])).astype(np.float32)
+  def _moved(self, background, low, high, crowd=(False, False, False)):
+    """Random targets with much or little background, the same moved, and what is inside."""
+    logits = 3 * np.random.default_rng(0).normal(size=(1, 40, 40, 3)) + [background, 0, 0]
+    crowd = np.array([crowd])
+    labels = box_labels(self.BOXES, self.CLASSES, crowd, canvas=(40, 40), num_classes=3)
+    given = bootstrap.allowed_prediction(jnp.asarray(logits, jnp.float32), labels.allowed)
+    band = (np.full((1, 3), low), np.full((1, 3), high))
+    real = (self.CLASSES > 0) & ~crowd
+    moved = bootstrap.fill_boxes(given, spans(self.BOXES, (40, 40)), band, real)
+    np.testing.assert_allclose(moved.sum(-1), 1.0, atol=1e-5)
+    return tuple(map(np.asarray, (given, moved, labels.inside)))
 
   @pytest.mark.parametrize(("background", "end"), [(8.0, 0.5), (-8.0, 0.7)])
   def test_a_box_is_filled_to_the_nearer_end_of_its_band(self, background, end):
-    _, filled, _ = self._moved(self._logits(background), 0.5, 0.7)
-    assert filled[0, 4:20, 4:16].mean() == pytest.approx(end, abs=0.02)
-    assert filled[0, 20:36, 20:36].mean() == pytest.approx(end, abs=0.02)
+    _, moved, _ = self._moved(background, 0.5, 0.7)
+    for pixels, label in zip(self.PIXELS, (1, 2), strict=True):
+      assert moved[pixels][..., label].mean() == pytest.approx(end, abs=0.02)
 
   def test_what_is_usual_and_what_is_outside_stays_as_it_is(self):
-    logits = self._logits(0.0)
-    moved, _, inside = self._moved(logits, 0.05, 0.95)
-    np.testing.assert_array_equal(moved, logits)
-    moved, _, inside = self._moved(logits, 0.98, 0.99)
-    np.testing.assert_array_equal(moved[~inside], logits[~inside])
-    assert (moved[inside][:, 0] < logits[inside][:, 0]).all()
-    np.testing.assert_array_equal(moved[..., 1:], logits[..., 1:])
+    given, moved, inside = self._moved(0.0, 0.05, 0.95)
+    np.testing.assert_array_equal(moved, given)
+    given, moved, inside = self._moved(0.0, 0.98, 0.99)
+    np.testing.assert_array_equal(moved[~inside], given[~inside])
+    assert (moved[inside][:, 0] < given[inside][:, 0]).all()
 
   def test_crowds_move_nothing(self):
-    logits = self._logits(8.0)
-    crowd = np.array([[False, True, False]])
-    moved, filled, _ = self._moved(logits, 0.5, 0.7, crowd=crowd)
-    np.testing.assert_array_equal(moved[0, 20:36, 20:36], logits[0, 20:36, 20:36])
-    assert filled[0, 4:20, 4:16].mean() == pytest.approx(0.5, abs=0.02)
+    given, moved, _ = self._moved(8.0, 0.5, 0.7, crowd=(False, True, False))
+    first, second = self.PIXELS
+    np.testing.assert_array_equal(moved[second], given[second])
+    assert moved[first][..., 1].mean() == pytest.approx(0.5, abs=0.02)
 
-  def test_order_within_a_box_stays(self):
-    logits = self._logits(8.0)
-    moved, _, _ = self._moved(logits, 0.5, 0.7)
-    box = (0, slice(4, 20), slice(4, 16))
-    np.testing.assert_allclose(np.ptp(logits[box][..., 0] - moved[box][..., 0]), 0.0, atol=1e-4)
+  def test_log_odds_move_by_a_constant(self):
+    given, moved, _ = self._moved(3.0, 0.5, 0.7)
+    for pixels in self.PIXELS:
+      odds = [np.log(1 - p[pixels][..., 0]) - np.log(p[pixels][..., 0]) for p in (given, moved)]
+      usual = np.abs(odds[0]) < 8  # beyond, float32 has no digits left
+      np.testing.assert_allclose(np.ptp((odds[1] - odds[0])[usual]), 0.0, atol=2e-2)
 
   @pytest.mark.parametrize("background", [1e4, -1e4])
-  def test_extreme_logits_stay_finite(self, background):
-    moved, filled, _ = self._moved(self._logits(background), 0.5, 0.7)
-    assert np.isfinite(moved).all() and np.isfinite(filled).all()
+  def test_extreme_targets_stay_finite(self, background):
+    _, moved, _ = self._moved(background, 0.5, 0.7)
+    assert np.isfinite(moved).all()
+
+  def test_hard_targets_are_of_what_was_filled(self):
+    labels = box_labels(
+      self.BOXES, self.CLASSES, np.zeros((1, 3), bool), canvas=(40, 40), num_classes=3
+    )
+    logits, sigma = jnp.zeros((1, 40, 40, 3)).at[..., 0].set(9.0), jnp.ones((1, 40, 40))
+
+    def lift(probabilities):
+      return jnp.flip(probabilities, axis=-1)
+
+    target = partial(bootstrap.targets, "hard", logits, sigma, labels, strength=1.0)
+    assert (target()[0, 10, 10] == jnp.array([1.0, 0, 0])).all()
+    assert (target(fill=lift)[0, 10, 10] == jnp.array([0, 0, 1.0])).all()

@@ -68,13 +68,13 @@ def read_box_maps(batch, boxes: BoxLabels):
   return box_maps(batch["boxes"], batch["box_classes"], batch["box_is_crowd"], boxes.allowed)
 
 
-def fill_boxes(logits, batch, boxes: BoxLabels, bands):
+def fill_boxes(probabilities, batch, bands):
   """`bootstrap.fill_boxes` of an augmented batch; bands: (low, high) for each class."""
   classes = batch["box_classes"]
   low, high = jnp.moveaxis(jnp.asarray(bands, jnp.float32)[classes], -1, 0)
   real = (classes > 0) & ~batch["box_is_crowd"]
-  limits = spans(batch["boxes"], logits.shape[1:3])
-  return bootstrap.fill_boxes(logits, boxes.allowed, limits, (low, high), real)
+  limits = spans(batch["boxes"], probabilities.shape[1:3])
+  return bootstrap.fill_boxes(probabilities, limits, (low, high), real)
 
 
 def objective(

@@ -33,7 +33,7 @@ class LossSettings(NamedTuple):
     bootstrap_ramp: steps until they count fully.
     class_weights: one weight per class.
     fill_bands: (low, high) share of a box that its object fills, one per class; () = the
-      teacher's predictions are taken as they are, see `bootstrap.fill_boxes`.
+      targets are taken as they are, see `bootstrap.fill_boxes`.
   """
 
   num_classes: int
@@ -86,15 +86,14 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
   else:
     outputs = model.apply(variables, image, train=False)
     logits = outputs.logits
-  logits = uncertainty.class_logits(logits)
-  if settings.fill_bands:
-    logits = objective.fill_boxes(logits, batch, boxes, settings.fill_bands)
+  fill = partial(objective.fill_boxes, batch=batch, bands=settings.fill_bands)
   target = bootstrap.targets(
     settings.bootstrap,
-    logits,
+    uncertainty.class_logits(logits),
     outputs.sigma,
     boxes,
     strength=strength,
+    fill=fill if settings.fill_bands else None,
   )
   return target, outputs.sigma
 
