@@ -3,7 +3,7 @@
     python -m boxseg_jax.main --config=configs/nuclei.py --workdir=runs/nuclei
 
 A set in COCO's format, `<root>/{train,test}/{instances.json,images/}`; about 5
-minutes on two cores. `:study` compares arms at 2 and 18 % masks over three seeds
+minutes on two cores. `:study` compares arms at no, 2 and 18 % masks over three seeds
 (--mode=study; tables in `launch/results/`), `:smoke` takes a few steps.
 """
 
