@@ -77,7 +77,12 @@ def _device_memory(config, training, local_batch):
   """(number of parameters, bytes of the state, bytes kept for the gradients)."""
   model = build.make_model(config)
   optimizer, _ = build.make_optimizer(config)
-  settings = build.loss_settings(config, training.class_weights, mask_images=training.mask_images)
+  settings = build.loss_settings(
+    config,
+    training.class_weights,
+    mask_images=training.mask_images,
+    fill_bands=training.fill_bands,
+  )
   parallel = Parallel(config.parallel.kind)
   state = build.state_like(config, model, optimizer, settings, parallel)
   batch = _batch_like(config, training, local_batch)

@@ -60,7 +60,8 @@ def cells(config: ConfigDict) -> list[Cell]:
   fractions = study.mask_fractions or (config.data.mask_fraction,)
   seeds = study.seeds or (config.seed,)
   arms = configuration.arms(config)
-  faults = [fault for fault in study.faults if fault != "wrong_class" or not _is_binary(config)]
+  is_binary = len(config.data.class_names) == 2
+  faults = [fault for fault in study.faults if not (is_binary and fault == "wrong_class")]
   found = {}
   for seed, fraction, arm in itertools.product(seeds, fractions, study.arms):
     if arm != "masks_only" or fraction > 0:
@@ -69,10 +70,6 @@ def cells(config: ConfigDict) -> list[Cell]:
       if arm in arms and arms[arm].box_images:
         found |= dict.fromkeys(cell._replace(fault=fault) for fault in faults)
   return list(found)
-
-
-def _is_binary(config):
-  return len(config.data.class_names) == 2
 
 
 def cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:

@@ -60,6 +60,7 @@ def _forward(x, kernel, stride):
 
 def _backward(stride, saved, gradient):
   x, kernel = saved
+  # Read once for each tap below: without a barrier what it comes from is computed each time.
   gradient = lax.optimization_barrier(gradient)
   to_x = jax.vjp(lambda x: weighted_taps(x, kernel, stride), x)[1](gradient)[0]
   gradient = gradient.astype(jnp.float32)

@@ -86,14 +86,16 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
   else:
     outputs = model.apply(variables, image, train=False)
     logits = outputs.logits
-  fill = partial(objective.fill_boxes, batch=batch, bands=settings.fill_bands)
+  fill = None
+  if settings.fill_bands:
+    fill = partial(objective.fill_boxes, batch=batch, bands=settings.fill_bands)
   target = bootstrap.targets(
     settings.bootstrap,
     uncertainty.class_logits(logits),
     outputs.sigma,
     boxes,
     strength=strength,
-    fill=fill if settings.fill_bands else None,
+    fill=fill,
   )
   return target, outputs.sigma
 
