@@ -164,17 +164,15 @@ def _model():
 
 def _loss():
   return {
-    # Boxes -> masks while training (arm "uncertainty"): "soft" mixes the box's class and the
-    # teacher's prediction by certainty, "predicted" takes the prediction, "hard" its most likely
-    # class, "none" the box's class.
-    "bootstrap": "soft",
+    # Boxes -> masks while training (arm "uncertainty"): "posterior" takes the teacher's
+    # prediction together with how objects lie in their boxes, learned from the mask images; the
+    # paper's: "soft" mixes the box's class and the prediction by certainty, "predicted" takes the
+    # prediction as it is, "hard" its most likely class, "none" the box's class.
+    "bootstrap": "posterior",
     # Whose prediction it takes: "self", the network's own; "boxes", that of a second decoder,
     # used while training alone, which is shown the boxes and learns from the mask images. Without
-    # mask images it is "soft" and "self", and starts at half of the training at the earliest.
+    # mask images it is "self" (and "predicted" is "soft").
     "teacher": "boxes",
-    # Keep the share of each box that a target takes for object within what masks show of its
-    # class (without masks, within 0.4 to 0.9).
-    "fill_bands": True,
     # Where bootstrapping starts, and how long it takes to come in fully; shares of
     # train.num_steps.
     "bootstrap_start": 0.3,
@@ -254,7 +252,7 @@ _NOT_NEGATIVE = (
   "study.seconds_per_box",
 )
 _CHOICES = {
-  "loss.bootstrap": ("none", "soft", "predicted", "hard"),
+  "loss.bootstrap": ("none", "posterior", "soft", "predicted", "hard"),
   "loss.teacher": ("boxes", "self"),
 }
 MAX_CLASSES = 255  # label 255 is void
@@ -311,7 +309,6 @@ class Arm(NamedTuple):
     inside_boxes: the loss inside boxes, see `losses.objective`.
     bootstrap: the kind of bootstrapping.
     teacher: whose prediction it takes.
-    fill_bands: whether the share of a box that it sees as object is kept a usual one.
   """
 
   all_masks: bool = False
@@ -320,7 +317,11 @@ class Arm(NamedTuple):
   inside_boxes: str = "label"
   bootstrap: str = "none"
   teacher: str = "self"
-  fill_bands: bool = False
+
+  @property
+  def learns_sigma(self) -> bool:
+    """Whether sigma and bootstrapped targets mean anything."""
+    return self.inside_boxes in ("separate", "uncertainty")
 
 
 def arms(config: ConfigDict) -> dict[str, Arm]:
@@ -336,10 +337,10 @@ def arms(config: ConfigDict) -> dict[str, Arm]:
     "uncertainty_hard": uncertainty._replace(bootstrap="hard"),
     "uncertainty_soft": uncertainty._replace(bootstrap="soft"),
     "uncertainty_boxes": uncertainty._replace(bootstrap="predicted", teacher="boxes"),
-    "uncertainty": uncertainty._replace(
+    "uncertainty": Arm(
+      inside_boxes="separate" if config.loss.bootstrap == "posterior" else "uncertainty",
       bootstrap=config.loss.bootstrap,
       teacher=config.loss.teacher,
-      fill_bands=config.loss.fill_bands,
     ),
   }
 

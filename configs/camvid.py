@@ -8,7 +8,7 @@ The default is for two CPU cores (U-Net on EfficientNet-Lite0 at 240x180), `:gpu
 DeepLabV3+ on ResNet-50 at 480x360, `:study` compares arms at 5 % masks and with boxes alone
 at 160x120 (--mode=study, about 10 minutes a run on one core); `:smoke` takes a few steps.
 `launch/results/camvid.md` holds the table (one seed, about 20 minutes a run on two cores,
-three arms, mask_images_per_batch 6, before there was `loss.fill_bands`) of
+three arms, mask_images_per_batch 6, of an earlier form of the method) of
 
     python -m boxseg_jax.main --mode=study --config=configs/camvid.py --workdir=runs/camvid \
       --config.study.arms="('masks_only', 'boxes_as_masks', 'uncertainty')"

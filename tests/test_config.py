@@ -144,7 +144,11 @@ def test_arms_differ_in_what_they_say_and_nothing_else():
   method = arms["boxes_as_masks"]._replace(inside_boxes="uncertainty")
   assert method == arms["uncertainty_none"]
   assert method._replace(bootstrap="predicted", teacher="boxes") == arms["uncertainty_boxes"]
-  config.loss.bootstrap, config.loss.teacher, config.loss.fill_bands = "hard", "self", False
+  assert arms["uncertainty"] == method._replace(
+    inside_boxes="separate", bootstrap="posterior", teacher="boxes"
+  )
+  assert all(arm.learns_sigma == name.startswith("uncertainty") for name, arm in arms.items())
+  config.loss.bootstrap, config.loss.teacher = "hard", "self"
   assert configuration.arm(config) == arms["uncertainty_hard"]
   config.arm = "uncertanty"
   with pytest.raises(InputError, match="uncertanty.*uncertainty"):

@@ -1,7 +1,5 @@
 """The paper's formulas against hand numbers, exact integrals and finite differences."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import jax.test_util
@@ -11,7 +9,7 @@ from scipy import integrate, special, stats
 
 from boxseg_jax.batch import VOID
 from boxseg_jax.losses import bootstrap, objective, projection, uncertainty
-from boxseg_jax.losses.boxes import box_labels, box_maps, spans
+from boxseg_jax.losses.boxes import box_labels, box_maps, object_priors, spans
 
 CANVAS = (4, 6)
 
@@ -266,6 +264,39 @@ class TestObjective:
     assert one == other
     assert one != run_objective(a_batch(), self.logits, self.sigma)[0]
 
+  def test_separate_losses_of_mu_and_sigma_by_hand(self):
+    batch, weights = a_batch(), np.array([1.0, 2.0, 3.0])
+    boxes = objective.read_boxes(batch, 3)
+    target = np.random.default_rng(2).dirichlet(np.ones(3), (2, *CANVAS))
+    _, sums = objective.objective(
+      self.logits,
+      self.sigma,
+      batch,
+      boxes,
+      jnp.asarray(target, jnp.float32),
+      inside_boxes="separate",
+      class_weights=jnp.asarray(weights),
+    )
+    mu, sigma, t = (np.asarray(x)[1, :2, :2] for x in (self.logits, self.sigma, target))
+    kappa = np.sqrt(1 + np.pi * sigma**2 / 8)[..., None]
+    of_mu = -np.sum(weights * t * special.log_softmax(mu, axis=-1))
+    of_sigma = -np.sum(special.log_softmax(mu / kappa, axis=-1)[..., 1])
+    assert sums["loss_box"] == pytest.approx(of_mu, rel=1e-5)
+    assert sums["loss_sigma"] == pytest.approx(of_sigma, rel=1e-5)
+
+  def test_separate_sigma_moves_no_mu(self):
+    def total(logits, sigma):
+      return run_objective(a_batch(), logits, sigma, inside_boxes="separate")[0]
+
+    def plain(logits):
+      return run_objective(a_batch(), logits, self.sigma, inside_boxes="label")[0]
+
+    of_mu, of_sigma = jax.grad(total, argnums=(0, 1))(self.logits, self.sigma)
+    np.testing.assert_allclose(of_mu, jax.grad(plain)(self.logits), rtol=1e-5)
+    inside = np.zeros((2, *CANVAS), bool)
+    inside[1, :2, :2] = True
+    np.testing.assert_array_equal(np.asarray(of_sigma) != 0, inside)
+
   def test_padding_examples_count_nowhere(self):
     batch = a_batch() | {"valid": jnp.asarray([True, False])}
     _, sums = run_objective(batch, self.logits, self.sigma)
@@ -297,9 +328,12 @@ def test_teacher_loss_counts_known_mask_pixels():
   logits = jnp.zeros((2, 1, 2, 3)).at[:, :, :, 1].set(2.0)
   labels = jnp.array([[[1, VOID]], [[1, 1]]])
   in_mask = jnp.array([[[True, False]], [[False, False]]])
-  weights = jnp.array([1.0, 3.0, 1.0])
-  loss = objective.teacher_loss(logits, labels, in_mask, class_weights=weights)
-  assert loss == pytest.approx(3 * (np.log(2 + np.exp(2.0)) - 2.0), rel=1e-6)
+  loss = objective.teacher_loss(logits, labels, in_mask)
+  assert loss == pytest.approx(np.log(2 + np.exp(2.0)) - 2.0, rel=1e-6)
+  even = objective.teacher_loss(logits, labels, in_mask, prior=jnp.full((2, 1, 2), 0.5))
+  assert even == pytest.approx(float(loss), rel=1e-6)
+  likely = objective.teacher_loss(logits, labels, in_mask, prior=jnp.full((2, 1, 2), 0.9))
+  assert likely == pytest.approx(np.log(1 / 9 + np.exp(2.0) + 1) - 2.0, rel=1e-5)
 
 
 class TestProjection:
@@ -381,6 +415,79 @@ class TestProjection:
     assert np.isfinite(grads).all() and np.abs(grads[1, :2, :2]).max() > 0
 
 
+class TestObjectPriors:
+  """How likely a pixel is of an object, by its place in its boxes."""
+
+  def _priors(self, boxes, classes, masks, crowd=None, canvas=(8, 8)):
+    crowd = np.zeros((1, len(classes)), bool) if crowd is None else np.array([crowd])
+    return np.array(
+      object_priors(
+        np.float32([boxes]), np.int32([classes]), crowd, jnp.asarray(masks), canvas=canvas
+      )
+    )[0]
+
+  def test_parts_of_the_box_and_nothing_outside(self):
+    masks = np.random.default_rng(0).uniform(0.1, 0.9, (2, 4, 4)).astype(np.float32)
+    priors = self._priors([[0.25, 0, 0.75, 0.5]], [1], masks)
+    np.testing.assert_allclose(priors[2:6, :4], masks[1], rtol=1e-5)
+    priors[2:6, :4] = 0
+    assert (priors == 0).all()
+
+  def test_linear_between_parts_in_the_logarithm_of_background(self):
+    masks = np.float32([[[0.5, 0.5], [0.5, 0.5]], [[0.2, 0.6], [0.2, 0.6]]])
+    row = self._priors([[0, 0, 1, 1]], [1], masks)[3]
+    places = np.clip((np.arange(8) + 0.5) / 8 * 2 - 0.5, 0, 1)
+    np.testing.assert_allclose(row, 1 - 0.8 ** (1 - places) * 0.4**places, rtol=1e-5)
+
+  def test_overlapping_boxes_are_independent(self):
+    masks = np.float32([[[0.0]], [[0.5]], [[0.8]]])
+    priors = self._priors([[0, 0, 1, 1], [0, 0, 0.5, 1]], [1, 2], masks)
+    np.testing.assert_allclose(priors[:4], 0.9, rtol=1e-5)
+    np.testing.assert_allclose(priors[4:], 0.5, rtol=1e-5)
+
+  def test_padding_and_crowds_say_nothing(self):
+    masks = np.float32([[[0.9]], [[0.5]]])
+    boxes = [[0, 0, 1, 1], [0, 0, 1, 1]]
+    assert (self._priors(boxes, [0, 1], masks, crowd=[False, True]) == 0).all()
+
+
+class TestPosterior:
+  """The prediction and the place in the box, by Bayes' rule."""
+
+  labels = jax.tree.map(lambda x: x[None], labels_of([in_pixels(0, 0, 2, 2)], [1]))
+  prior = jnp.full((1, *CANVAS), 0.8)
+
+  def test_odds_multiply(self):
+    logits = jnp.zeros((1, *CANVAS, 3)).at[..., 1].set(np.log(3.0))
+    target = bootstrap.targets(
+      "posterior",
+      logits,
+      jnp.ones((1, *CANVAS)),
+      self.labels,
+      strength=1.0,
+      prior=self.prior,
+      fill=lambda p: p,
+    )
+    np.testing.assert_allclose(target[0, 0, 0], [1 / 13, 12 / 13, 0.0], rtol=1e-5)
+
+  def test_before_it_starts_the_target_is_the_prior(self):
+    target = bootstrap.targets(
+      "posterior",
+      jnp.full((1, *CANVAS, 3), 7.0),
+      jnp.ones((1, *CANVAS)),
+      self.labels,
+      strength=0.0,
+      prior=self.prior,
+      fill=lambda p: p,
+    )
+    np.testing.assert_allclose(target[0, 0, 0], [0.2, 0.8, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(target, bootstrap.box_target(self.labels, 3, self.prior), rtol=1e-5)
+
+  def test_a_certain_prior_can_be_overruled(self):
+    moved = bootstrap.with_prior(jnp.zeros((2, 3)), jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(moved[:, 0], [np.log(97 / 3), -np.log(97 / 3)], rtol=1e-5)
+
+
 class TestFillBoxes:
   """Targets, moved until boxes are filled as usual."""
 
@@ -430,16 +537,3 @@ class TestFillBoxes:
   def test_extreme_targets_stay_finite(self, background):
     _, moved, _ = self._moved(background, 0.5, 0.7)
     assert np.isfinite(moved).all()
-
-  def test_hard_targets_are_of_what_was_filled(self):
-    labels = box_labels(
-      self.BOXES, self.CLASSES, np.zeros((1, 3), bool), canvas=(40, 40), num_classes=3
-    )
-    logits, sigma = jnp.zeros((1, 40, 40, 3)).at[..., 0].set(9.0), jnp.ones((1, 40, 40))
-
-    def lift(probabilities):
-      return jnp.flip(probabilities, axis=-1)
-
-    target = partial(bootstrap.targets, "hard", logits, sigma, labels, strength=1.0)
-    assert (target()[0, 10, 10] == jnp.array([1.0, 0, 0])).all()
-    assert (target(fill=lift)[0, 10, 10] == jnp.array([0, 0, 1.0])).all()

@@ -8,12 +8,14 @@ import pytest
 
 from boxseg_jax import augment, models
 from boxseg_jax.batch import VOID
+from boxseg_jax.data.box_priors import BoxPriors
 from boxseg_jax.parallel import AXIS, Parallel
 from boxseg_jax.training import optimizer as optimizers
 from boxseg_jax.training.state import create_state
 from boxseg_jax.training.step import LossSettings, example_keys, make_train_step
 
 CANVAS, BATCH, BOXES = (16, 24), 8, 3
+MEAN_MASKS = np.random.default_rng(1).uniform(0.1, 0.9, (3, 4, 4)).tolist()
 
 
 def a_batch(seed=0, void=0.1):
@@ -41,15 +43,15 @@ def a_batch(seed=0, void=0.1):
 def settings(**changes):
   base = LossSettings(
     num_classes=3,
-    inside_boxes="uncertainty",
-    bootstrap="soft",
+    inside_boxes="separate",
+    bootstrap="posterior",
     teacher="boxes",
     mask_images=3,
     box_images=5,
     bootstrap_start=1,
     bootstrap_ramp=2,
     class_weights=(1.0, 2.0, 3.0),
-    fill_bands=((0.4, 0.9), (0.6, 0.7), (0.8, 0.9)),
+    box_priors=BoxPriors(((0.4, 0.9), (0.6, 0.7), (0.8, 0.9)), MEAN_MASKS),
   )
   return base._replace(**changes)
 

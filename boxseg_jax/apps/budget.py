@@ -81,7 +81,7 @@ def _device_memory(config, training, local_batch):
     config,
     training.class_weights,
     mask_images=training.mask_images,
-    fill_bands=training.fill_bands,
+    box_priors=training.box_priors,
   )
   parallel = Parallel(config.parallel.kind)
   state = build.state_like(config, model, optimizer, settings, parallel)

@@ -88,7 +88,6 @@ def cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
     own.data.box_faults[cell.fault] = config.study.fault_sizes[cell.fault]
   arm = configuration.arm(own)
   own.loss.bootstrap, own.loss.teacher = arm.bootstrap, arm.teacher
-  own.loss.fill_bands = arm.fill_bands
   return own
 
 

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import config as configuration
 from boxseg_jax import data
-from boxseg_jax.data import check, feed, fill, findings, grabcut, order, split, survey
+from boxseg_jax.data import check, feed, findings, grabcut, order, split, survey
+from boxseg_jax.data.box_priors import BoxPriors, box_priors
 from boxseg_jax.data.examples import ExampleReader
 from boxseg_jax.data.faults import BoxFaults, with_faults
 from boxseg_jax.data.records import Record, max_boxes
@@ -28,7 +29,7 @@ class TrainingSet(NamedTuple):
     box_indices: int64 [boxes], records in the stream of box images, may be empty.
     mask_images: mask images per batch.
     class_weights: one per class.
-    fill_bands: (low, high) share of boxes that objects fill, one per class, see `data.fill`.
+    box_priors: how objects lie in their boxes, None where nothing asks for it.
     facts: what was seen of all images of the split, by `data.check`.
     known_box_images: reader of box images whose masks are known: boxes are judged by
       them, nothing is learned from them. None if there are none.
@@ -40,7 +41,7 @@ class TrainingSet(NamedTuple):
   box_indices: np.ndarray
   mask_images: int
   class_weights: tuple[float, ...]
-  fill_bands: tuple[tuple[float, float], ...]
+  box_priors: BoxPriors | None
   facts: list[survey.Facts]
   known_box_images: ExampleReader | None
 
@@ -170,14 +171,12 @@ def make_training_set(config: ConfigDict, reading: Reading) -> TrainingSet:
     mask_images,
     class_weights(config.loss.class_weights, records, len(config.data.class_names)),
     # Of no use without box images, and all masks are many to read again.
-    fill.fill_bands([records[i] for i in mask_indices], len(config.data.class_names))
-    if arm.fill_bands and len(box_indices)
-    else (),
+    box_priors([records[i] for i in mask_indices], len(config.data.class_names))
+    if arm.bootstrap == "posterior" and len(box_indices)
+    else None,
     reading.facts,
     # Sigma and bootstrapped targets mean nothing in the other arms.
-    _known_box_images(config, [records[i] for i in box_indices])
-    if arm.inside_boxes == "uncertainty"
-    else None,
+    _known_box_images(config, [records[i] for i in box_indices]) if arm.learns_sigma else None,
   )
 
 

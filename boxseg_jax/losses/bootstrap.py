@@ -1,23 +1,26 @@
 """Online bootstrapping: boxes become masks while the network trains.
 
-Inside a box the target moves from the box's class to what the teacher sees there:
+Inside a box the target moves from what the box alone says to what the teacher sees there:
 the moving average of the network itself, or of its decoder that is shown the boxes.
 
+    posterior:  t ~ q * prior, filled
     soft:       t = c * onehot(box class) + (1 - c) * q
     predicted:  t = q
     hard:       t = onehot(argmax q)
 
-with c the network's certainty of the box's class and q the teacher's prediction
-restricted to the classes that the boxes allow. `none` keeps t = onehot(box class).
+with q the teacher's prediction restricted to the classes that the boxes allow, c the network's
+certainty of the box's class, and the prior how often objects have covered this part of their
+boxes. `none` keeps t = onehot(box class). For "posterior", the box alone says the prior.
 
-A teacher that has seen few masks of a class says background all over its boxes, and the network
-would learn that. `fill_boxes` moves the odds of the believed classes, box by box, as far as it
-takes for a usual share of the box to be object.
+A teacher that knows a class badly says background all over its boxes, and the network would learn
+that. `fill_boxes` moves the odds of object, box by box, as far as it takes for a usual share of
+the box to be object.
 """
 
 import jax
 import jax.numpy as jnp
 
+from boxseg_jax.batch import BACKGROUND
 from boxseg_jax.losses import uncertainty
 
 
@@ -35,6 +38,7 @@ def allowed_prediction(logits, allowed):
 
 
 SHIFTS = tuple(range(-12, 13, 2))  # of log-odds, among which the wanted one is interpolated
+_PRIORS = 0.03, 0.97
 _TINY = 1e-6  # probabilities nearer to 0 and 1 have no log-odds
 
 
@@ -77,31 +81,66 @@ def fill_boxes(probabilities, spans, band, real):
   return jnp.where(of_pixel[..., None] == 0.0, probabilities, filled)
 
 
-def targets(kind, teacher_logits, sigma, boxes, *, strength, fill=None):
+def box_target(boxes, num_classes, prior=None):
+  """The target that a box is before anything else is known.
+
+  Args:
+    boxes: losses.boxes.BoxLabels.
+    num_classes: with the background.
+    prior: float32 [batch, height, width] in [0, 1], how likely a pixel is of an object; None: 1.
+
+  Returns:
+    float32 [batch, height, width, num_classes] that sums to 1.
+  """
+  of_box = jax.nn.one_hot(boxes.box_class, num_classes)
+  if prior is None:
+    return of_box
+  background = jax.nn.one_hot(BACKGROUND, num_classes)
+  return background + prior[..., None] * (of_box - background)
+
+
+def with_prior(logits, prior):
+  """Bayes' rule: what is seen, together with the place in the box.
+
+  Args:
+    logits: float32 [..., num_classes], by what is seen.
+    prior: float32 [...] in [0, 1], how likely a pixel is of an object; kept within 0.03 and 0.97,
+      as what is seen must be able to prevail.
+
+  Returns:
+    The logits, with the prior's log-odds taken from the background's.
+  """
+  prior = jnp.clip(prior, *_PRIORS)
+  return logits.at[..., BACKGROUND].add(jnp.log1p(-prior) - jnp.log(prior))
+
+
+def targets(kind, teacher_logits, sigma, boxes, *, strength, prior=None, fill=None):
   """Targets inside boxes.
 
   Args:
-    kind: "none", "soft", "predicted" or "hard".
+    kind: "none", "posterior", "soft", "predicted" or "hard".
     teacher_logits: float32 [batch, height, width, num_classes].
     sigma: float32 [batch, height, width], >= 0, of the moving average.
     boxes: losses.boxes.BoxLabels of the same images.
     strength: float32 scalar in [0, 1], 0 before bootstrapping starts, 1 after its ramp.
-    fill: `fill_boxes` of these boxes, as a function of the probabilities; None: as they are.
+    prior: `boxes.object_priors` of these boxes; of "posterior".
+    fill: `fill_boxes` of these boxes, as a function of the probabilities; of "posterior".
 
   Returns:
     float32 [batch, height, width, num_classes] that sums to 1; no gradient flows
     through it. Of use inside boxes only.
   """
   num_classes = teacher_logits.shape[-1]
-  of_box = jax.nn.one_hot(boxes.box_class, num_classes)
+  of_box = box_target(boxes, num_classes, prior)
   if kind == "none":
     return of_box
-  believed = allowed_prediction(teacher_logits, boxes.allowed)
+  if kind == "posterior":
+    believed = fill(allowed_prediction(with_prior(teacher_logits, prior), boxes.allowed))
+  else:
+    believed = allowed_prediction(teacher_logits, boxes.allowed)
   if kind == "soft":
     c = uncertainty.certainty(sigma)[..., None]
     believed = c * of_box + (1.0 - c) * believed
-  if fill is not None:
-    believed = fill(believed)
   if kind == "hard":
     believed = jax.nn.one_hot(jnp.argmax(believed, axis=-1), num_classes)
   return jax.lax.stop_gradient((1.0 - strength) * of_box + strength * believed)

@@ -90,6 +90,40 @@ def box_labels(boxes, box_classes, box_is_crowd, *, canvas, num_classes) -> BoxL
   return BoxLabels(inside, crowd, box_class, allowed)
 
 
+def object_priors(boxes, box_classes, box_is_crowd, mean_masks, *, canvas):
+  """How likely each pixel is of an object, by nothing but its place in the boxes over it.
+
+  Args:
+    boxes: as for `box_labels`.
+    box_classes: as for `box_labels`.
+    box_is_crowd: as for `box_labels`.
+    mean_masks: float32 [num_classes, g, g] in (0, 1), how often each part of a box is object.
+    canvas: (height, width) in pixels.
+
+  Returns:
+    float32 [batch, height, width] in [0, 1), 0 outside of boxes. Linear between the parts' centres
+    (of the background's logarithm); boxes over the same pixel are taken to be independent.
+  """
+  height, width = canvas
+  grid = mean_masks.shape[-1]
+  ymin, xmin, ymax, xmax = jnp.split(boxes, 4, axis=-1)
+  rows, columns = spans(boxes, canvas)
+  rows &= ((box_classes > 0) & ~box_is_crowd)[..., None]
+  of_rows = _between_parts((jnp.arange(height) + 0.5) / height, ymin, ymax, grid)
+  of_columns = _between_parts((jnp.arange(width) + 0.5) / width, xmin, xmax, grid)
+  log_background = jnp.log1p(-mean_masks)[box_classes]
+  # Matrix products for the reason that `_cover` has.
+  along = jnp.einsum("bnij,bnwj->bniw", log_background, of_columns * columns[..., None])
+  return 1.0 - jnp.exp(jnp.einsum("bnhi,bniw->bhw", of_rows * rows[..., None], along))
+
+
+def _between_parts(points, low, high, grid):
+  """Weights [batch, n, points, grid] of linear interpolation between the parts of [low, high]."""
+  place = (points - low) / jnp.maximum(high - low, 1e-6) * grid - 0.5
+  place = jnp.clip(place, 0.0, grid - 1.0)
+  return jnp.maximum(1.0 - jnp.abs(place[..., None] - jnp.arange(grid)), 0.0)
+
+
 def box_maps(boxes, box_classes, box_is_crowd, allowed):
   """Draws the boxes as an image, for a network that is shown them.
 

@@ -2,9 +2,11 @@
 
     mask image                       cross entropy of mu with the label
     box image, outside every box     cross entropy of mu with background
-    box image, inside a box          "uncertainty": cross entropy of mu / kappa with the
-                                     target of `bootstrap.targets`; to compare with,
-                                     "label": cross entropy of mu with the box's class,
+    box image, inside a box          "separate": cross entropy of mu with the target of
+                                     `bootstrap.targets`, and, for sigma alone, of mu / kappa
+                                     with the box's class; to compare with,
+                                     "uncertainty": cross entropy of mu / kappa with the target,
+                                     "label": of mu with the target, sigma unused,
                                      "projection": the terms of BoxInst
     void, crowd, padding             weight 0
 
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 
 from boxseg_jax.batch import BACKGROUND, VOID
 from boxseg_jax.losses import bootstrap, projection, uncertainty
-from boxseg_jax.losses.boxes import BoxLabels, box_labels, box_maps, spans
+from boxseg_jax.losses.boxes import BoxLabels, box_labels, box_maps, object_priors, spans
 
 
 class PixelRoles(NamedTuple):
@@ -68,6 +70,17 @@ def read_box_maps(batch, boxes: BoxLabels):
   return box_maps(batch["boxes"], batch["box_classes"], batch["box_is_crowd"], boxes.allowed)
 
 
+def read_object_priors(batch, mean_masks):
+  """`boxes.object_priors` of an augmented batch; mean_masks: [num_classes][g][g]."""
+  return object_priors(
+    batch["boxes"],
+    batch["box_classes"],
+    batch["box_is_crowd"],
+    jnp.asarray(mean_masks, jnp.float32),
+    canvas=batch["labels"].shape[1:],
+  )
+
+
 def fill_boxes(probabilities, batch, bands):
   """`bootstrap.fill_boxes` of an augmented batch; bands: (low, high) for each class."""
   classes = batch["box_classes"]
@@ -87,15 +100,16 @@ def objective(
     sigma: float32 [batch, height, width], >= 0.
     batch: augmented batch, see `augment.augment`.
     boxes: losses.boxes.BoxLabels of the batch.
-    box_target: float32 [batch, height, width, num_classes], target inside boxes.
-    inside_boxes: "uncertainty", "label" or "projection", see above.
-    class_weights: float32 [num_classes], > 0, weight of each class in the target.
+    box_target: float32 [batch, height, width, num_classes], sums to 1, target inside boxes.
+    inside_boxes: "separate", "uncertainty", "label" or "projection", see above.
+    class_weights: float32 [num_classes], > 0, weight of each class in the target; of a soft target,
+      each class's part has its own (as in PyTorch's CrossEntropyLoss).
     affinity_weight: float32 scalar, weight of the colour affinity beside the projection.
 
   Returns:
     (total, sums): total is the summed weighted cross entropy in nats, to be
-    divided by sums["weight"]; sums holds each term ("loss_mask",
-    "loss_outside", "loss_box"), the weight, and "certainty_box" with
+    divided by sums["weight"]; sums holds each term ("loss_mask", "loss_outside",
+    "loss_box"; with "separate" also "loss_sigma"), the weight, and "certainty_box" with
     "box_pixels" for the mean certainty inside boxes.
   """
   logits = uncertainty.class_logits(logits)
@@ -110,13 +124,16 @@ def objective(
   certain_target = jax.nn.one_hot(label, num_classes)
   target = jnp.where(roles.inside_box[..., None], box_target, certain_target)
   weights = jnp.sum(target * class_weights, axis=-1)  # a matmul would round on TPUs
-  loss = weights * uncertainty.cross_entropy(used_logits, target)
+  loss = uncertainty.cross_entropy(used_logits, target * class_weights)
 
   terms = {
     "loss_mask": jnp.sum(loss, where=roles.in_mask),
     "loss_outside": jnp.sum(loss, where=roles.outside_boxes),
     "loss_box": jnp.sum(loss, where=roles.inside_box),
   }
+  if inside_boxes == "separate":
+    doubt = _doubt(logits, sigma, boxes)
+    terms["loss_sigma"] = jnp.sum(doubt, where=roles.inside_box)
   if inside_boxes == "projection":
     of_image = _projection(logits, batch, roles.inside_box, class_weights, affinity_weight)
     weight = jnp.sum(weights, axis=(1, 2), where=roles.inside_box)
@@ -129,6 +146,16 @@ def objective(
     "box_pixels": jnp.sum(roles.inside_box, dtype=jnp.float32),
   }
   return sum(terms.values()), sums
+
+
+def _doubt(logits, sigma, boxes):
+  """Cross entropy with the box's class that sigma alone can lower, [batch, height, width].
+
+  Were mu to lower it too, sigma would be the cheaper way out of learning a rare class.
+  """
+  shrunk = uncertainty.expected_logits(jax.lax.stop_gradient(logits), sigma)
+  of_box = bootstrap.box_target(boxes, logits.shape[-1])
+  return uncertainty.cross_entropy(shrunk, of_box)
 
 
 def _projection(logits, batch, inside, class_weights, affinity_weight):
@@ -146,19 +173,22 @@ def _projection(logits, batch, inside, class_weights, affinity_weight):
   )
 
 
-def teacher_loss(logits, labels, in_mask, *, class_weights):
-  """Weighted cross entropy of the teacher on mask pixels, as a sum.
+def teacher_loss(logits, labels, in_mask, *, prior=None):
+  """Cross entropy of the teacher on mask pixels, as a sum.
+
+  Without weights of classes: they would be in its beliefs, and again in the loss of the targets.
 
   Args:
     logits: float32 [batch, height, width, K], of the teacher.
     labels: int32 [batch, height, width], of the images that it was shown.
     in_mask: bool [batch, height, width], see `PixelRoles`.
-    class_weights: as for `objective`.
+    prior: `read_object_priors` of these images; the teacher then learns what goes beyond them.
 
   Returns:
     float32 scalar in nats, to be divided like `objective`'s total.
   """
   logits = uncertainty.class_logits(logits)
+  if prior is not None:
+    logits = bootstrap.with_prior(logits, prior)
   target = jax.nn.one_hot(jnp.where(in_mask, labels, BACKGROUND), logits.shape[-1])
-  weights = jnp.sum(target * class_weights, axis=-1)
-  return jnp.sum(weights * uncertainty.cross_entropy(logits, target), where=in_mask)
+  return jnp.sum(uncertainty.cross_entropy(logits, target), where=in_mask)

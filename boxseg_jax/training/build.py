@@ -17,9 +17,6 @@ from boxseg_jax.training import optimizer as optimizers
 from boxseg_jax.training.state import TrainState, create_state
 from boxseg_jax.training.step import LossSettings, make_predict_fn, make_target_fn, make_train_step
 
-# Share of the training. Taught by itself from a tenth of it on, a network forgot rare classes.
-SELF_START = 0.5
-
 
 def make_model(config: ConfigDict):
   """The network of `config.model`, with batch statistics synchronised over `AXIS`."""
@@ -43,7 +40,7 @@ def make_model(config: ConfigDict):
 
 
 def loss_settings(
-  config: ConfigDict, class_weights, *, mask_images: int, fill_bands=()
+  config: ConfigDict, class_weights, *, mask_images: int, box_priors=None
 ) -> LossSettings:
   """The loss of the configured arm.
 
@@ -51,19 +48,18 @@ def loss_settings(
     config: the configuration.
     class_weights: one per class.
     mask_images: mask images in each batch.
-    fill_bands: see `LossSettings`.
+    box_priors: see `LossSettings`.
 
   Returns:
     LossSettings, shares of the training turned into steps. Without mask images to learn from
-    there is no teacher but the network itself, which must not take its prediction alone, nor
-    before it has learned to see every class (`SELF_START`).
+    there is no teacher but the network itself, which must not take its prediction alone.
   """
   arm = configuration.arm(config)
   steps = config.train.num_steps
-  start = config.loss.bootstrap_start
   if arm.teacher == "boxes" and mask_images == 0:
-    arm = arm._replace(teacher="self", bootstrap="soft")
-    start = max(start, SELF_START)
+    arm = arm._replace(teacher="self")
+    if arm.bootstrap == "predicted":
+      arm = arm._replace(bootstrap="soft")
   taught = arm.bootstrap != "none" and mask_images < config.data.batch_size
   return LossSettings(
     num_classes=len(config.data.class_names),
@@ -72,10 +68,10 @@ def loss_settings(
     teacher=arm.teacher if taught else "self",
     mask_images=mask_images,
     box_images=config.data.batch_size - mask_images,
-    bootstrap_start=round(start * steps),
+    bootstrap_start=round(config.loss.bootstrap_start * steps),
     bootstrap_ramp=round(config.loss.bootstrap_ramp * steps),
     class_weights=tuple(class_weights),
-    fill_bands=tuple(fill_bands),
+    box_priors=box_priors,
   )
 
 

@@ -59,7 +59,7 @@ class Run:
       config,
       self.training.class_weights,
       mask_images=self.training.mask_images,
-      fill_bands=self.training.fill_bands,
+      box_priors=self.training.box_priors,
     )
     self._claim_workdir()
 

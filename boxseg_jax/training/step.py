@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from boxseg_jax.data.box_priors import BoxPriors
 from boxseg_jax.losses import bootstrap, objective, uncertainty
 from boxseg_jax.training.state import TrainState, update_ema
 
@@ -23,7 +24,7 @@ class LossSettings(NamedTuple):
   Attributes:
     num_classes: number of classes with the background.
     inside_boxes: loss inside boxes, see `objective`.
-    bootstrap: "none", "soft", "predicted" or "hard".
+    bootstrap: "none", "posterior", "soft", "predicted" or "hard".
     teacher: whose prediction bootstrapped targets take: that of the network "self", or of
       its decoder that is shown the "boxes".
     mask_images: mask images in the global batch; they come first, in every part of it too.
@@ -32,8 +33,7 @@ class LossSettings(NamedTuple):
       colour affinity beside the projection comes in.
     bootstrap_ramp: steps until they count fully.
     class_weights: one weight per class.
-    fill_bands: (low, high) share of a box that its object fills, one per class; () = the
-      targets are taken as they are, see `bootstrap.fill_boxes`.
+    box_priors: how objects lie in their boxes, of "posterior".
   """
 
   num_classes: int
@@ -45,7 +45,7 @@ class LossSettings(NamedTuple):
   bootstrap_start: int
   bootstrap_ramp: int
   class_weights: tuple[float, ...]
-  fill_bands: tuple[tuple[float, float], ...]
+  box_priors: BoxPriors | None
 
 
 def example_keys(seed: int, step, local_batch: int, axis_name: str):
@@ -63,6 +63,13 @@ def example_keys(seed: int, step, local_batch: int, axis_name: str):
   key = jax.random.fold_in(jax.random.key(seed), step)
   position = jax.lax.axis_index(axis_name) * local_batch + jnp.arange(local_batch)
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, position)
+
+
+def _object_priors(batch, settings: LossSettings):
+  """[batch, height, width], or None where targets do not know of them."""
+  if settings.bootstrap != "posterior":
+    return None
+  return objective.read_object_priors(batch, settings.box_priors.mean_masks)
 
 
 def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, strength):
@@ -87,14 +94,15 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
     outputs = model.apply(variables, image, train=False)
     logits = outputs.logits
   fill = None
-  if settings.fill_bands:
-    fill = partial(objective.fill_boxes, batch=batch, bands=settings.fill_bands)
+  if settings.bootstrap == "posterior":
+    fill = partial(objective.fill_boxes, batch=batch, bands=settings.box_priors.fill_bands)
   target = bootstrap.targets(
     settings.bootstrap,
     uncertainty.class_logits(logits),
     outputs.sigma,
     boxes,
     strength=strength,
+    prior=_object_priors(batch, settings),
     fill=fill,
   )
   return target, outputs.sigma
@@ -114,9 +122,12 @@ def box_targets(model, ema, batch, boxes, step, settings: LossSettings):
   Returns:
     float32 [batch, height, width, num_classes], of use on box images only.
   """
-  of_box = jax.nn.one_hot(boxes.box_class, settings.num_classes)
-  count = min(len(of_box), settings.box_images)
-  if settings.bootstrap == "none" or not count:
+  count = min(len(boxes.inside), settings.box_images)
+  if not count:
+    return bootstrap.box_target(boxes, settings.num_classes)
+  prior = _object_priors(batch, settings)
+  of_box = bootstrap.box_target(boxes, settings.num_classes, prior)
+  if settings.bootstrap == "none":
     return of_box
   strength = bootstrap.strength_at(
     step, start=settings.bootstrap_start, ramp=settings.bootstrap_ramp
@@ -185,8 +196,9 @@ def make_loss(model, settings: LossSettings) -> Callable:
     labels, in_mask = batch["labels"], objective.pixel_roles(batch, boxes).in_mask
     if taught is not None:
       shown = len(taught)
+      first = jax.tree.map(lambda x: x[:shown], batch)
       sums["loss_teacher"] = objective.teacher_loss(
-        taught, labels[:shown], in_mask[:shown], class_weights=class_weights
+        taught, first["labels"], in_mask[:shown], prior=_object_priors(first, settings)
       )
       total += sums["loss_teacher"]
     sums |= _mask_overlap(outputs.logits, labels, in_mask, settings.num_classes)
