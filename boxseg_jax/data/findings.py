@@ -14,9 +14,9 @@ Errors stop every run before its first step; only what is a mistake for certain 
 
 Everything else may be meant, or be harmless, and is a warning: the same in few images, loose boxes
 (the method bears them), classes without examples, much void, objects that vanish on the canvas,
-many images without any annotation, images that are there twice or in both splits (the numbers
-would lie, what is learned would not). Boxes that nothing is learned from (the evaluation split,
-arms without box images) only ever give warnings.
+many images without any annotation, masks hidden in a set that lacks some anyway, images that are
+there twice or in both splits (the numbers would lie, what is learned would not). Boxes that nothing
+is learned from (the evaluation split, arms without box images) only ever give warnings.
 """
 
 from collections.abc import Callable, Sequence
@@ -138,6 +138,7 @@ def judge(summary: Summary, class_names: Sequence[str], use: Use) -> list[Findin
     *_nothing_to_learn(summary, use),
     *_uncovered(summary, class_names, use),
     *_without_boxes(summary, use),
+    *_hidden_masks(summary, use),
     *_loose_boxes(summary),
     *_missing_classes(summary, class_names, use),
     *_void(summary),
@@ -224,6 +225,17 @@ def _without_boxes(summary, use):
   return [Finding(count > _MOST * of, text, tuple(summary.unboxed))]
 
 
+def _hidden_masks(summary, use):
+  masks = summary.mask_and_boxes + summary.mask_only
+  if not masks or not summary.boxes_only or not use.boxes_are_learned or not use.masks_are_hidden:
+    return []
+  text = (
+    f"{_images(summary.boxes_only)} {_have(summary.boxes_only)} boxes only, and masks of the other "
+    f"{masks} are hidden as well; data.mask_fraction=1 learns from every mask there is"
+  )
+  return [Finding(False, text)]
+
+
 def _loose_boxes(summary):
   if summary.uncovered.total() > _MOST * summary.covered_total.total():
     return []  # which says it already
@@ -292,6 +304,10 @@ def _percent(share):
 
 def _images(count):
   return f"{count} image{'' if count == 1 else 's'}"
+
+
+def _have(count):
+  return "has" if count == 1 else "have"
 
 
 def _are(count):

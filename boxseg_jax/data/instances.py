@@ -46,7 +46,7 @@ def read_instances(folder: Path, class_names: Sequence[str]) -> list[AnnotatedIm
 
   Raises:
     InputError: no such file, not COCO, an unknown category or image, a box that
-      is not four numbers, or an image listed twice.
+      is not four numbers, a crowd that is neither 0 nor 1, or an image listed twice.
   """
   path = folder / "instances.json"
   content = _load_json(path)
@@ -65,6 +65,8 @@ def read_instances(folder: Path, class_names: Sequence[str]) -> list[AnnotatedIm
       )
     where = f"{path}: image {image.name}: annotation {entry.get('id')}"
     _require_box(where, entry.get("bbox"))
+    if entry.get("iscrowd") not in (None, 0, 1):  # the text "0" would be taken for true
+      raise InputError(f'{where}: "iscrowd" is {entry["iscrowd"]!r}, not 0 or 1')
     image.annotations.append(
       {**entry, "class": _class_of(where, entry.get("category_id"), categories, class_names)}
     )
@@ -109,9 +111,21 @@ def _load_json(path: Path) -> dict[str, list]:
   for key in ("images", "annotations", "categories"):
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
       raise InputError(f'{path}: not a COCO instances file: there is no list "{key}"')
+    _require_entries(path, key, content[key])
   if not content["images"]:
     raise InputError(f'{path}: the list "images" is empty')
   return content
+
+
+def _require_entries(path: Path, key: str, entries: list) -> None:
+  for number, entry in enumerate(entries):
+    if not isinstance(entry, dict):
+      raise InputError(f'{path}: entry {number} of "{key}" is {entry!r}, not an object')
+    for name in ("id", "image_id", "category_id"):
+      if not isinstance(entry.get(name), int | float | str | None):
+        raise InputError(
+          f'{path}: "{name}" of entry {number} of "{key}" is {entry[name]!r}, not a number or name'
+        )
 
 
 def _annotated_image(path: Path, folder: Path, entry: dict) -> AnnotatedImage:
@@ -119,6 +133,8 @@ def _annotated_image(path: Path, folder: Path, entry: dict) -> AnnotatedImage:
   if missing:
     name = entry.get("file_name", entry.get("id"))
     raise InputError(f'{path}: image {name} has no "{missing[0]}"')
+  if not isinstance(entry["file_name"], str):
+    raise InputError(f'{path}: "file_name" of image {entry["id"]} is {entry["file_name"]!r}')
   size = (entry["height"], entry["width"])
   if not all(isinstance(side, int) and side > 0 for side in size):
     raise InputError(
