@@ -307,6 +307,59 @@ def test_labels_come_from_index_images_where_there_is_one(tmp_path):
   assert first.box_classes.tolist() == [1]
 
 
+def write_labels(tmp_path, image):
+  folder = write_set(tmp_path / "train", [annotation(1)])
+  (folder / "labels").mkdir(exist_ok=True)
+  image.save(folder / "labels" / "a.png")
+  return str(tmp_path)
+
+
+def test_values_of_masks_are_what_the_config_says(tmp_path):
+  values = np.zeros((20, 30), np.uint8)
+  values[3:8, 2:12], values[0] = 255, 128
+  root = write_labels(tmp_path, Image.fromarray(values))
+  pairs = ((0, "background"), (255, "person"), (128, "void"))
+  record = labels.load(root, "train", CLASSES, label_values=pairs)[0]
+  expected = np.select([values == 255, values == 128], [2, 255])
+  np.testing.assert_array_equal(record.read_labels(), expected)
+  assert pickle.loads(pickle.dumps(record)).read_labels().dtype == np.uint8
+  record = labels.load(root, "train", CLASSES, label_values=pairs[:2])[0]
+  with pytest.raises(
+    InputError, match=r"a.png: value 128 of pixel \(x 0, y 0\), .*30 pixels.*0, 255"
+  ):
+    record.read_labels()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_colors_of_masks_are_what_the_config_says(tmp_path, mode):
+  wanted = np.zeros((20, 30), np.uint8)
+  wanted[3:8, 2:12], wanted[10:12], wanted[19, 29] = 1, 2, 255
+  table = {0: (0, 0, 0), 1: (128, 0, 64), 2: (0, 128, 255), 255: (224, 224, 192)}
+  colors = np.zeros((20, 30, 3), np.uint8)
+  for label, rgb in table.items():
+    colors[wanted == label] = rgb
+  image = Image.fromarray(colors)
+  root = write_labels(tmp_path, image if mode == "RGB" else image.quantize(4))
+  names = {**dict(enumerate(CLASSES)), 255: "void"}
+  pairs = [(list(rgb), names[label]) for label, rgb in table.items()]
+  record = labels.load(root, "train", CLASSES, label_colors=pairs)[0]
+  np.testing.assert_array_equal(record.read_labels(), wanted)
+  record = labels.load(root, "train", CLASSES, label_colors=pairs[:-1])[0]
+  match = r"a.png: color \(224, 224, 192\) of pixel \(x 29, y 19\), and of 1 pixels"
+  with pytest.raises(InputError, match=match):
+    record.read_labels()
+  if mode == "RGB":
+    with pytest.raises(InputError, match=r"a.png: .* mode RGB; .*data.label_colors"):
+      labels.load(root, "train", CLASSES)[0].read_labels()
+
+
+def test_transparent_masks_are_refused(tmp_path):
+  root = write_labels(tmp_path, Image.fromarray(np.zeros((20, 30, 4), np.uint8)))
+  record = labels.load(root, "train", CLASSES, label_colors=(((0, 0, 0), "background"),))[0]
+  with pytest.raises(InputError, match="a.png: .* mode RGBA; colors are expected"):
+    record.read_labels()
+
+
 def test_label_maps_of_the_wrong_kind_are_named(tmp_path):
   path = tmp_path / "labels.png"
   Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(path)
@@ -357,6 +410,7 @@ def test_box_slots_are_counted_and_never_too_few(tmp_path):
 def test_the_configured_source_is_used(tmp_path):
   write_set(tmp_path / "train", [annotation(1)])
   config = ConfigDict({"source": "coco", "root": str(tmp_path), "class_names": CLASSES})
+  config.label_values = config.label_colors = ()
   assert len(data.load_records(config, "train")) == 2
   config.source = "labels"
   assert len(data.load_records(config, "train")) == 2
@@ -368,6 +422,7 @@ def test_the_configured_source_is_used(tmp_path):
 def test_splits_can_be_cut_by_position(tmp_path):
   write_set(tmp_path / "train", [], images=[f"{name}.png" for name in "abcde"])
   config = ConfigDict({"source": "labels", "root": str(tmp_path), "class_names": CLASSES})
+  config.label_values = config.label_colors = ()
   names = {
     split: "".join(record.image_id[0] for record in data.load_records(config, split))
     for split in ("train", "train[:2]", "train[2:]", "train[1:3]")

@@ -185,7 +185,8 @@ def _object_pixels(summary):
 def _values_hint(summary):
   if VOID not in summary.values:
     return ": the value of every pixel is 0"
-  return f": all pixels are 0 or {VOID}; {VOID} means void, were they meant to be 1?"
+  meant = "if a class is meant, data.label_values says which"
+  return f": all pixels are 0 or {VOID}; {VOID} means void; {meant}"
 
 
 def _nothing_to_learn(summary, use):

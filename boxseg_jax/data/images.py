@@ -10,6 +10,7 @@ from boxseg_jax.errors import InputError
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 _INDEX_MODES = ("L", "P", "1")
+_COLOR_MODES = ("RGB", "P", "L")
 _INSTANCE_MODES = ("I;16", "I")
 
 
@@ -74,8 +75,29 @@ def read_index_image(
   Raises:
     InputError: no such file, not readable, not one 8-bit channel, or another size.
   """
-  wanted = "one 8-bit channel of class ids is expected (mode L or P)"
+  wanted = (
+    "one 8-bit channel of class ids is expected (mode L or P), or data.label_colors, which says "
+    "what colors stand for"
+  )
   return _read_channel(path, size, content, _INDEX_MODES, wanted).astype(np.uint8)
+
+
+def read_color_labels(path: str, size: tuple[int, int]) -> np.ndarray:
+  """Reads a label map whose colours stand for classes.
+
+  Args:
+    path: an image file in RGB, grey or with a palette, losslessly coded.
+    size: (height, width) that the annotation gives, in pixels.
+
+  Returns:
+    uint8 [height, width, 3], RGB.
+
+  Raises:
+    InputError: no such file, not readable, of another kind (transparency, more than 8
+      bits), or another size.
+  """
+  wanted = "colors are expected in mode RGB, P or L"
+  return _read_channel(path, size, None, _COLOR_MODES, wanted, as_mode="RGB")
 
 
 def read_instance_image(path: str) -> np.ndarray:
@@ -94,14 +116,14 @@ def read_instance_image(path: str) -> np.ndarray:
   return _read_channel(path, None, None, _INSTANCE_MODES, wanted).astype(np.int32)
 
 
-def _read_channel(path, size, content, modes, wanted) -> np.ndarray:
-  """Pixel values [height, width] of an image of one of some modes."""
+def _read_channel(path, size, content, modes, wanted, as_mode=None) -> np.ndarray:
+  """Pixel values of an image of one of some modes, converted to another if told to."""
   try:
     with Image.open(path if content is None else io.BytesIO(content)) as image:
       _require_size(path, (image.height, image.width), size)
       if image.mode not in modes:
         raise InputError(f"{path}: the label map has pixels of mode {image.mode}; {wanted}")
-      return np.asarray(image)
+      return np.asarray(image.convert(as_mode) if as_mode else image)
   except FileNotFoundError:
     raise InputError(f"{path}: no such label map") from None
   except _UNREADABLE as error:

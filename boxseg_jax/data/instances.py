@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from boxseg_jax.batch import VOID
 from boxseg_jax.errors import InputError
 
 
@@ -96,6 +97,19 @@ def box_fields(image: AnnotatedImage) -> dict[str, Any]:
     "box_is_crowd": crowd,
     "classes": frozenset(classes[~crowd].tolist()),
   }
+
+
+def class_id(name: str, class_names: Sequence[str]) -> int:
+  """Class id of a name in one of `data.label_names`, `label_values`, `label_colors`.
+
+  Args:
+    name: a class, or "void".
+    class_names: class names by class id.
+
+  Returns:
+    The class id; 255 for "void".
+  """
+  return VOID if name == "void" else list(class_names).index(name)
 
 
 def _load_json(path: Path) -> dict[str, list]:
