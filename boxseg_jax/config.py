@@ -84,14 +84,15 @@ def _data():
     "root": "",
     # Format of the set (datumaro): a name of that library, or "auto".
     "format": "auto",
-    # Name of the set in TensorFlow Datasets.
+    # Name of the set in TensorFlow Datasets: oxford_iiit_pet, cityscapes, coco/2017_panoptic;
+    # coco and voc of a year ("voc/2012") have boxes only.
     "tfds_name": "oxford_iiit_pet",
     "train_split": "train",
     "eval_split": "test",
     # Names of the classes, background first: class id = position. Of cityscapes, official
     # names; they choose the task.
     "class_names": ("background", "star", "crescent", "triangle"),
-    # What labels of a set stand for that are none of these names (datumaro): pairs of a label
+    # What labels of a set stand for that are none of these names (datumaro, tfds): pairs of a label
     # and a class or "void"; "*" = all other labels. (("van", "car"), ("*", "background")).
     "label_names": (),
     # What the values of masks stand for (labels); empty = they are class ids, 255 void.

@@ -86,7 +86,11 @@ def _load_tfds(config_data: ConfigDict, split: str) -> list[Record]:
   from boxseg_jax.data import tfds
 
   return tfds.load(
-    config_data.tfds_name, split, config_data.class_names, data_dir=config_data.root or None
+    config_data.tfds_name,
+    split,
+    config_data.class_names,
+    data_dir=config_data.root or None,
+    label_names=config_data.label_names,
   )
 
 

@@ -165,6 +165,24 @@ def find_boxes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return found, boxes
 
 
+def boxes_of_labels(
+  values: np.ndarray, class_names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Boxes where instances are not told apart: of the parts of each class, see `split_region`.
+
+  Args:
+    values: uint8 [height, width], official label ids.
+    class_names: as for `official_ids`.
+
+  Returns:
+    Classes uint8 [n] (255 = void), boxes int64 [n, 4], (ymin, xmin, ymax, xmax) in pixels,
+    and crowd bool [n], which is void alone: a box around two cars is one of the class still.
+  """
+  found, bounds = find_boxes(values)
+  boxes, classes, _ = _boxes(values, found, bounds, found, class_table(class_names))
+  return classes, boxes, classes == VOID
+
+
 def split_region(inside: np.ndarray) -> np.ndarray:
   """Boxes of the parts of a region that empty rows or columns keep apart.
 

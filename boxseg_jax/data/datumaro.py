@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 
 from boxseg_jax.batch import BACKGROUND, VOID
 from boxseg_jax.data import cityscapes, coco, images
-from boxseg_jax.data.instances import class_id
+from boxseg_jax.data.instances import class_table, unknown_label
 from boxseg_jax.data.records import Record
 from boxseg_jax.errors import InputError
 
@@ -75,7 +75,7 @@ def load(
       without a class, an annotation without an area, or anything that cannot be read.
   """
   items, labels = _open(root, split, dataset_format)
-  table = _class_table(labels, class_names, label_names)
+  table = class_table(labels, class_names, label_names)
   items = sorted(items, key=lambda item: item.id)
   shapes = [_shapes(f"{root}: image {item.id}", item, table, class_names) for item in items]
   # In a set of boxes only, an image without objects is no mask image either.
@@ -161,13 +161,6 @@ def _told(error: BaseException) -> str:
   return ": ".join(reasons)
 
 
-def _class_table(labels, class_names, label_names) -> dict[int, int | str]:
-  """Class id by number of a label; the label's name where there is none."""
-  known = {name: number for number, name in enumerate(class_names)}
-  known |= {name: class_id(target, class_names) for name, target in label_names}
-  return {number: known.get(name, known.get("*", name)) for number, name in enumerate(labels)}
-
-
 def _shapes(where: str, item: Any, table: Mapping, class_names: Sequence[str]) -> list[Shape]:
   found = []
   for number, one in enumerate(item.annotations):
@@ -176,25 +169,15 @@ def _shapes(where: str, item: Any, table: Mapping, class_names: Sequence[str]) -
       continue
     named = f"{where}: annotation {number} ({kind})"
     label = table.get(getattr(one, "label", None))
-    if not isinstance(label, int):
-      raise InputError(_unknown(named, label, class_names))
+    if label is None:
+      raise InputError(f"{named}: has no label")
+    if isinstance(label, str):
+      raise InputError(f"{named}: {unknown_label(label, class_names)}")
     if label == BACKGROUND:
       continue
     is_crowd = label == VOID or any(one.attributes.get(name) for name in _CROWDS)
     found.append(_shape(named, one, kind, label, is_crowd))
   return found
-
-
-def _unknown(where: str, label: str | None, class_names: Sequence[str]) -> str:
-  if label is None:
-    return f"{where}: has no label"
-  foreground = list(class_names[1:])
-  nearest = difflib.get_close_matches(label, foreground, n=1, cutoff=0.0)
-  return (
-    f'{where}: unknown label "{label}"; the foreground classes of data.class_names are '
-    f'{", ".join(foreground)} (nearest: "{nearest[0]}"), and data.label_names says what others '
-    f'stand for: (("{label}", "{class_names[0]}"),)'
-  )
 
 
 def _shape(where: str, one: Any, kind: str, label: int, is_crowd: bool) -> Shape:

@@ -54,6 +54,23 @@ def read_image(
     raise InputError(f"{path}: cannot be read as an image ({error})") from error
 
 
+def image_size(path: str, content: bytes) -> tuple[int, int]:
+  """(height, width) in pixels of a coded image, without decoding it.
+
+  Args:
+    path: its name in messages.
+    content: what is in the file.
+
+  Raises:
+    InputError: no image.
+  """
+  try:
+    with Image.open(io.BytesIO(content)) as image:
+      return image.height, image.width
+  except _UNREADABLE as error:
+    raise InputError(f"{path}: cannot be read as an image ({error})") from error
+
+
 def read_reduced(path: str, size: tuple[int, int], at_least: tuple[int, int]) -> np.ndarray:
   """`read_image` with `at_least` as its last positional argument, for `functools.partial`."""
   return read_image(path, size, at_least)
@@ -82,12 +99,15 @@ def read_index_image(
   return _read_channel(path, size, content, _INDEX_MODES, wanted).astype(np.uint8)
 
 
-def read_color_labels(path: str, size: tuple[int, int]) -> np.ndarray:
+def read_color_labels(
+  path: str, size: tuple[int, int] | None = None, *, content: bytes | None = None
+) -> np.ndarray:
   """Reads a label map whose colours stand for classes.
 
   Args:
     path: an image file in RGB, grey or with a palette, losslessly coded.
-    size: (height, width) that the annotation gives, in pixels.
+    size: (height, width) that the annotation gives, in pixels; None: any.
+    content: as for `read_image`.
 
   Returns:
     uint8 [height, width, 3], RGB.
@@ -97,7 +117,7 @@ def read_color_labels(path: str, size: tuple[int, int]) -> np.ndarray:
       bits), or another size.
   """
   wanted = "colors are expected in mode RGB, P or L"
-  return _read_channel(path, size, None, _COLOR_MODES, wanted, as_mode="RGB")
+  return _read_channel(path, size, content, _COLOR_MODES, wanted, as_mode="RGB")
 
 
 def read_instance_image(path: str) -> np.ndarray:

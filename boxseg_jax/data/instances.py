@@ -7,7 +7,7 @@ in the file does not matter.
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,35 @@ def class_id(name: str, class_names: Sequence[str]) -> int:
     The class id; 255 for "void".
   """
   return VOID if name == "void" else list(class_names).index(name)
+
+
+def class_table(
+  labels: Iterable[str], class_names: Sequence[str], label_names: Sequence[tuple[str, str]]
+) -> dict[int, int | str]:
+  """What the labels of a set stand for, by their number.
+
+  Args:
+    labels: the names of the labels.
+    class_names: class names by class id.
+    label_names: see `config.data.label_names`.
+
+  Returns:
+    Class id by number, 255 = void; the name of a label that is no class and not mapped.
+  """
+  known = {name: number for number, name in enumerate(class_names)}
+  known |= {name: class_id(target, class_names) for name, target in label_names}
+  return {number: known.get(name, known.get("*", name)) for number, name in enumerate(labels)}
+
+
+def unknown_label(name: str, class_names: Sequence[str]) -> str:
+  """What to tell about a label that is no class."""
+  foreground = list(class_names[1:])
+  nearest = difflib.get_close_matches(name, foreground, n=1, cutoff=0.0)
+  return (
+    f'unknown label "{name}"; the foreground classes of data.class_names are '
+    f'{", ".join(foreground)} (nearest: "{nearest[0]}"), and data.label_names says what others '
+    f'stand for: (("{name}", "{class_names[0]}"),)'
+  )
 
 
 def _load_json(path: Path) -> dict[str, list]:

@@ -68,7 +68,7 @@ def read_values(path: str, size: tuple[int, int], *, table: Mapping[int, int]) -
   Raises:
     InputError: see `images.read_index_image`, or a value that is not in the table.
   """
-  return _translated(f"{path}: value", images.read_index_image(path, size), table, str)
+  return translate(f"{path}: value", images.read_index_image(path, size), table)
 
 
 def read_colors(
@@ -89,15 +89,30 @@ def read_colors(
   """
   red, green, blue = np.moveaxis(images.read_color_labels(path, size).astype(np.int32), -1, 0)
   numbers = {r << 16 | g << 8 | b: label for (r, g, b), label in table.items()}
-  return _translated(f"{path}: color", red << 16 | green << 8 | blue, numbers, _rgb)
+  return translate(f"{path}: color", red << 16 | green << 8 | blue, numbers, _rgb)
 
 
 def _rgb(number: int) -> str:
   return str((int(number) >> 16, int(number) >> 8 & 255, int(number) & 255))
 
 
-def _translated(what, values, table, show) -> np.ndarray:
-  """Class ids of values; one that is not in the table is told with its place."""
+def translate(
+  what: str, values: np.ndarray, table: Mapping[int, int], show: Callable[[int], str] = str
+) -> np.ndarray:
+  """Values of a label map -> class ids.
+
+  Args:
+    what: begins the message about a value that is not in the table.
+    values: int [height, width].
+    table: value -> class id, 255 = void.
+    show: value -> text, for the message.
+
+  Returns:
+    uint8 [height, width].
+
+  Raises:
+    InputError: a value that is not in the table.
+  """
   known = np.array(sorted(table))
   position = np.minimum(np.searchsorted(known, values), len(known) - 1)
   wrong = np.argwhere(known[position] != values)
@@ -105,7 +120,7 @@ def _translated(what, values, table, show) -> np.ndarray:
     row, column = wrong[0]
     raise InputError(
       f"{what} {show(values[row, column])} of pixel (x {column}, y {row}), and of {len(wrong)} "
-      f"pixels in all, is not in the configured map: {', '.join(map(show, known))}"
+      f"pixels in all, stands for no class; known are {', '.join(map(show, known))}"
     )
   return np.array([table[value] for value in known.tolist()], np.uint8)[position]
 
