@@ -82,7 +82,8 @@ def _data():
     # and gtFine (cityscapes), or as its format has it (datumaro; splits are its subsets);
     # data_dir of TensorFlow Datasets (tfds), empty = its default.
     "root": "",
-    # Format of the set (datumaro): a name of that library, or "auto".
+    # Format of the set (datumaro): a name of that library, "yolo_segment", "yolo_obb" (where
+    # all rows have four corners), "supervisely", or "auto".
     "format": "auto",
     # Name of the set in TensorFlow Datasets: oxford_iiit_pet, cityscapes, coco/2017_panoptic;
     # coco and voc of a year ("voc/2012") have boxes only.

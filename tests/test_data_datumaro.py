@@ -241,11 +241,15 @@ def test_a_broken_file_is_named(dm, tmp_path):
 
 
 def test_a_missing_photograph_is_named(dm, tmp_path):
-  root = write(dm, tmp_path, "yolo", [kinds(dm)["boxes"]])
-  for photo in tmp_path.rglob("*.jpg"):
+  root = write(dm, tmp_path / "yolo", "yolo", [kinds(dm)["boxes"]])
+  sized = write(dm, tmp_path / "cvat", "cvat", [kinds(dm)["boxes"]] * 2)
+  for photo in tmp_path.rglob("im0.jpg"):
     photo.unlink()
-  with pytest.raises(InputError, match="im0"):
+  with pytest.raises(InputError, match="cannot be read as yolo: .*im0"):
     source.load(root, "train", CLASSES)
+  # Where the size is annotated, the image is left out or not by data.on_bad_image.
+  first, second = check.look_at(source.load(sized, "train", CLASSES), num_classes=3, workers=1)
+  assert "im0.jpg: no such image file" in first.problems[0] and not second.problems
 
 
 def test_the_configured_source_is_used(dm, tmp_path):

@@ -3,7 +3,7 @@
 | file | what it does |
 |---|---|
 | `shapes`, `coco`, `labels`, `tfds`, `cityscapes`, `datumaro` | the sources: files -> records |
-| `instances`, `images` | read the files of sources |
+| `instances`, `images`, `formats` | read the files of sources |
 | `records` | the record schema |
 | `check` | reads everything once, before training starts |
 | `survey` | what that reading saw of each image, and what a split adds up to |

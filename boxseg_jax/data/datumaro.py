@@ -1,8 +1,8 @@
 """Source `datumaro`: what annotation tools export, through the library of that name.
 
-Pascal VOC, YOLO, LabelMe, CVAT, Roboflow, Mapillary, ADE20K, KITTI, Open Images and more
-(`pip install ".[formats]"`). `data.root` is the folder of the set, a split one of its subsets
-("default" where it has none).
+Pascal VOC, LabelMe, CVAT, Roboflow, Mapillary, ADE20K, KITTI, Open Images and more (`pip install
+".[formats]"`), and what `formats` adds: YOLO with polygons, Supervisely. `data.root` is the folder
+of the set, a split one of its subsets ("default" where it has none).
 
 How boxes and masks belong together is seen from where they lie, not from the groups of the
 library, which mean another thing in each format: a box has a mask if the masks of its class
@@ -20,7 +20,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from boxseg_jax.batch import BACKGROUND, VOID
-from boxseg_jax.data import cityscapes, coco, images
+from boxseg_jax.data import cityscapes, coco, formats, images
 from boxseg_jax.data.instances import class_table, unknown_label
 from boxseg_jax.data.records import Record
 from boxseg_jax.errors import InputError
@@ -120,6 +120,9 @@ def _open(root: str, split: str, dataset_format: str) -> tuple[list, list[str]]:
     ) from error
   if not Path(root).is_dir():
     raise InputError(f"{root}: no such folder (data.root)")
+  own = formats.find(root, dataset_format)
+  if own:
+    return formats.READERS[own](root, split)
   environment = Environment()
   name = _format_of(environment, root, dataset_format)
   try:
@@ -134,7 +137,7 @@ def _open(root: str, split: str, dataset_format: str) -> tuple[list, list[str]]:
 
 
 def _format_of(environment: Any, root: str, dataset_format: str) -> str:
-  known = sorted(environment.importers)
+  known = sorted({*environment.importers, *formats.READERS})
   if dataset_format != "auto":
     if dataset_format not in known:
       nearest = difflib.get_close_matches(dataset_format, known, n=3, cutoff=0.0)
@@ -206,10 +209,7 @@ def _encoded(where: str, mask: Any) -> dict[str, Any]:
 def _record(source: str, item: Any, shapes: Sequence[Shape], any_masks: bool) -> Record:
   where = f"{source}: image {item.id}"
   path = getattr(item.media, "path", None)
-  size = getattr(item.media, "size", None)
-  if size is None:
-    raise InputError(f"{where}: its file ({path or 'none is named'}) is missing, or no image")
-  size = tuple(int(side) for side in size)
+  size = _size(where, item.media, path)
   boxes, regions, complete = _describe(source, item.id, size, shapes)
   crowd = np.array([box.is_crowd for box in boxes], bool)
   # The class of void teaches nothing, but has to be one.
@@ -231,6 +231,17 @@ def _record(source: str, item: Any, shapes: Sequence[Shape], any_masks: bool) ->
     else None,
     read_reduced=read,
   )
+
+
+def _size(where: str, media: Any, path: str | None) -> tuple[int, int]:
+  """(height, width) as annotated, or else of the file."""
+  if getattr(media, "has_size", False):
+    return tuple(int(side) for side in media.size)
+  if path:
+    return images.image_size(path)
+  if not getattr(media, "bytes", None):
+    raise InputError(f"{where}: its photograph is not in the set")
+  return images.image_size(where, media.bytes)
 
 
 def _describe(source, image_id, size, shapes) -> tuple[list[Shape], list[coco.Region], bool]:

@@ -54,19 +54,21 @@ def read_image(
     raise InputError(f"{path}: cannot be read as an image ({error})") from error
 
 
-def image_size(path: str, content: bytes) -> tuple[int, int]:
-  """(height, width) in pixels of a coded image, without decoding it.
+def image_size(path: str, content: bytes | None = None) -> tuple[int, int]:
+  """(height, width) in pixels of an image, without decoding it.
 
   Args:
-    path: its name in messages.
-    content: what is in the file.
+    path: an image file.
+    content: as for `read_image`.
 
   Raises:
-    InputError: no image.
+    InputError: no such file, or no image.
   """
   try:
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(path if content is None else io.BytesIO(content)) as image:
       return image.height, image.width
+  except FileNotFoundError:
+    raise InputError(f"{path}: no such image file") from None
   except _UNREADABLE as error:
     raise InputError(f"{path}: cannot be read as an image ({error})") from error
 
