@@ -242,7 +242,7 @@ def test_a_broken_file_is_named(dm, tmp_path):
 
 def test_a_missing_photograph_is_named(dm, tmp_path):
   root = write(dm, tmp_path / "yolo", "yolo", [kinds(dm)["boxes"]])
-  sized = write(dm, tmp_path / "cvat", "cvat", [kinds(dm)["boxes"]] * 2)
+  sized = write(dm, tmp_path / "voc", "voc", [kinds(dm)["boxes"]] * 2)
   for photo in tmp_path.rglob("im0.jpg"):
     photo.unlink()
   with pytest.raises(InputError, match="cannot be read as yolo: .*im0"):
