@@ -1,12 +1,14 @@
 """Source datumaro: sets written by the library's own exporters become records."""
 
 import builtins
+import json
 import pickle
 
 import numpy as np
 import pytest
 from data_cases import CLASSES, make_image
 from ml_collections import ConfigDict
+from PIL import Image
 
 from boxseg_jax import data
 from boxseg_jax.data import check
@@ -30,8 +32,12 @@ def inside(box, hole=None):
 
 
 def polygon(dm, box, label, **more):
+  return dm.Polygon(corners_of(box), label=label, **more)
+
+
+def corners_of(box):
   xmin, ymin, xmax, ymax = box
-  return dm.Polygon([xmin, ymin, xmax, ymin, xmax, ymax, xmin, ymax], label=label, **more)
+  return [xmin, ymin, xmax, ymin, xmax, ymax, xmin, ymax]
 
 
 def box_of(dm, box, label, **more):
@@ -121,6 +127,73 @@ def test_formats_become_records(dm, tmp_path, name, images, asked):
   if name != "arrow":
     again = pickle.loads(pickle.dumps(records[0]))
     np.testing.assert_array_equal(again.read_image(), records[0].read_image())
+
+
+def write_roboflow(root):
+  folder = root / "train"
+  folder.mkdir()
+  boxes = {1: [10, 5, 15, 10], 2: [2, 18, 10, 10]}
+  annotations = [
+    {"id": label, "image_id": 1, "category_id": label, "bbox": box, "iscrowd": 0, "area": 1}
+    for label, box in boxes.items()
+  ]
+  annotations[0]["segmentation"] = [corners_of(CAR)]
+  annotations[1]["segmentation"] = [corners_of(PERSON)]
+  content = {
+    "images": [{"id": 1, "file_name": "a.jpg", "height": 30, "width": 40}],
+    "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "person"}],
+    "annotations": annotations,
+  }
+  (folder / "_annotations.coco.json").write_text(json.dumps(content))
+  Image.fromarray(make_image(SIZE, 0)).save(folder / "a.jpg")
+
+
+def write_mapillary(root):
+  """Instances are label * 256 + number."""
+  for kind in ("images", "v2.0/instances"):
+    (root / "train" / kind).mkdir(parents=True)
+  values = (inside(CAR) * (256 + 1) + inside(PERSON) * (512 + 1)).astype(np.uint16)
+  Image.fromarray(values).save(root / "train" / "v2.0" / "instances" / "a.png")
+  Image.fromarray(make_image(SIZE, 0)).save(root / "train" / "images" / "a.jpg")
+  labels = [{"name": name, "color": [n, n, n]} for n, name in enumerate(CLASSES)]
+  (root / "config_v2.0.json").write_text(json.dumps({"labels": labels}))
+
+
+def write_ade20k(root):
+  """Masks of classes and of instances, and polygons, all of the same objects."""
+  folder = root / "train" / "street"
+  (folder / "a").mkdir(parents=True)
+  Image.fromarray(make_image(SIZE, 0)).save(folder / "a.jpg")
+  colors = np.zeros((*SIZE, 3), np.uint8)
+  objects = []
+  for number, (name, box) in enumerate([("car", CAR), ("person", PERSON)], start=1):
+    colors[inside(box), 1] = number
+    Image.fromarray(inside(box) * np.uint8(255)).save(folder / "a" / f"instance_{number}.png")
+    x, y = np.reshape(corners_of(box), (-1, 2)).T.tolist()
+    objects.append(
+      {"id": number, "name_ndx": number, "raw_name": name}
+      | {"instance_mask": f"a/instance_{number}.png"}
+      | {"parts": {"part_level": 0}, "occluded": "no", "crop": 0, "attributes": []}
+      | {"polygon": {"x": x, "y": y}}
+    )
+  Image.fromarray(colors).save(folder / "a_seg.png")
+  (folder / "a.json").write_text(json.dumps({"annotation": {"object": objects}}))
+
+
+WRITERS = {
+  "roboflow_coco": write_roboflow,
+  "mapillary_vistas_instances": write_mapillary,
+  "ade20k2020": write_ade20k,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_formats_without_an_exporter(dm, tmp_path, name):
+  WRITERS[name](tmp_path)
+  (record,) = source.load(str(tmp_path), "train", CLASSES, dataset_format=name)
+  assert boxes_in_pixels(record) == [(1, list(map(float, CAR))), (2, list(map(float, PERSON)))]
+  np.testing.assert_array_equal(record.read_labels(), expected_labels())
+  assert not check.look_at([record], num_classes=3, workers=1)[0].problems
 
 
 def load(dm, tmp_path, images, labels=CLASSES, **options):
