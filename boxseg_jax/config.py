@@ -75,19 +75,32 @@ def get_config() -> ConfigDict:
 
 def _data():
   return {
-    # "shapes" (embedded), "coco" (instances json), "labels" (index PNGs and a
-    # boxes json), "tfds", "cityscapes" (the official folders).
+    # "shapes" (embedded), "coco" (instances json), "labels" (index or colour PNGs and a
+    # boxes json), "tfds", "cityscapes" (the official folders), "datumaro" (most else).
     "source": "shapes",
     # Folder of the data set, with one folder per split (coco, labels), or with leftImg8bit
-    # and gtFine (cityscapes); data_dir of TensorFlow Datasets (tfds), empty = its default.
+    # and gtFine (cityscapes), or as its format has it (datumaro; splits are its subsets);
+    # data_dir of TensorFlow Datasets (tfds), empty = its default.
     "root": "",
-    # Name of the set in TensorFlow Datasets.
+    # Format of the set (datumaro): a name of that library, "yolo_segment", "yolo_obb" (where
+    # all rows have four corners), "supervisely", or "auto".
+    "format": "auto",
+    # Name of the set in TensorFlow Datasets: oxford_iiit_pet, cityscapes, coco/2017_panoptic;
+    # coco and voc of a year ("voc/2012") have boxes only.
     "tfds_name": "oxford_iiit_pet",
     "train_split": "train",
     "eval_split": "test",
     # Names of the classes, background first: class id = position. Of cityscapes, official
     # names; they choose the task.
     "class_names": ("background", "star", "crescent", "triangle"),
+    # What labels of a set stand for that are none of these names (datumaro, tfds): pairs of a label
+    # and a class or "void"; "*" = all other labels. (("van", "car"), ("*", "background")).
+    "label_names": (),
+    # What the values of masks stand for (labels); empty = they are class ids, 255 void.
+    # ((0, "background"), (255, "cat")). Values that are not listed are refused.
+    "label_values": (),
+    # The same for masks in colours, RGB: (((0, 0, 0), "background"), ((128, 0, 0), "cat")).
+    "label_colors": (),
     # (height, width) that images are fitted to, in pixels.
     "canvas": (96, 96),
     # Box slots per image; 0 = as many as the fullest image needs.
@@ -288,10 +301,37 @@ def check(config: ConfigDict) -> None:
   names = flat["data.class_names"]
   distinct = len(set(names)) == len(names) and 2 <= len(names) <= MAX_CLASSES
   _require(distinct, "data.class_names", names, "2 to 255 different names, background first")
+  _check_label_maps(flat)
   _require(flat["eval.pictures"] >= 0, "eval.pictures", flat["eval.pictures"], "at least 0")
   metrics = ["foreground_iou", "miou", "pixel_accuracy", *(f"iou/{name}" for name in names)]
   best = flat["train.best_metric"]
   _require(best in metrics, "train.best_metric", best, f"one of {', '.join(metrics)}")
+
+
+def _check_label_maps(flat):
+  """Refuses maps of labels to classes that are no such maps."""
+  fits_key = {
+    "data.label_names": lambda key: isinstance(key, str),
+    "data.label_values": _is_byte,
+    "data.label_colors": lambda key: (
+      isinstance(key, list | tuple) and len(key) == 3 and all(map(_is_byte, key))
+    ),
+  }
+  targets = (*flat["data.class_names"], "void")
+  for key, fits in fits_key.items():
+    pairs = flat[key]
+    for pair in pairs:
+      is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+      good = is_pair and fits(pair[0]) and pair[1] in targets
+      _require(good, key, pair, f"of pairs (label, name), the name one of {', '.join(targets)}")
+    distinct = len({str(pair[0]) for pair in pairs}) == len(pairs)
+    _require(distinct, key, pairs, "without a label listed twice")
+  both = flat["data.label_values"] and flat["data.label_colors"]
+  _require(not both, "data.label_values", flat["data.label_values"], "empty with label_colors")
+
+
+def _is_byte(value):
+  return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
 
 
 def _require(fits, key, value, wanted):

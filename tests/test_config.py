@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from data_cases import write_cityscapes
+from ml_collections import config_flags
 from PIL import Image
 
 from boxseg_jax import config as configuration
@@ -163,6 +165,12 @@ def test_arms_differ_in_what_they_say_and_nothing_else():
     ("data.canvas", (96.5, 96)),
     ("data.class_names", ("background", "cat", "cat")),
     ("data.batch_size", 0),
+    ("data.label_names", (("van", "truck"),)),
+    ("data.label_names", ("van", "star")),
+    ("data.label_values", ((256, "star"),)),
+    ("data.label_values", ((1, "star"), (1, "void"))),
+    ("data.label_colors", (((0, 0), "star"),)),
+    ("data.label_colors", ((7, "star"),)),
     ("data.workers", 0),
     ("data.mask_fraction", 1.5),
     ("eval.batch_size", -8),
@@ -181,6 +189,28 @@ def test_values_no_run_can_work_with_are_refused(key, value):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(InputError, match=f"config.{key} is "):
     configuration.check(config)
+
+
+def test_masks_are_mapped_by_values_or_by_colors():
+  config = configuration.get_config()
+  config.data.label_names = (("van", "star"), ("*", "background"), ("border", "void"))
+  config.data.label_values = ((255, "star"), (0, "background"))
+  configuration.check(config)
+  config.data.label_colors = (((0, 0, 255), "star"),)
+  with pytest.raises(InputError, match="config.data.label_values is .*empty with label_colors"):
+    configuration.check(config)
+
+
+def test_maps_of_labels_can_be_given_as_flags(monkeypatch):
+  pairs = (((128, 0, 0), "star"), ((0, 0, 0), "void"))
+  argv = ["", f"--config.data.label_colors={pairs}", "--config.data.label_names=(('a', 'star'),)"]
+  monkeypatch.setattr("sys.argv", argv)
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict("config", configuration.get_config(), flag_values=values)
+  values(argv)
+  assert values.config.data.label_colors == pairs
+  assert values.config.data.label_names == (("a", "star"),)
+  configuration.check(values.config)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

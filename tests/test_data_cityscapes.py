@@ -1,5 +1,6 @@
 """CityScapes: the official layout -> records, and the official evaluation's own numbers."""
 
+import json
 import pickle
 import re
 from functools import partial
@@ -9,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
+from cityscapesscripts.helpers.annotation import Annotation
 from cityscapesscripts.helpers.labels import labels as official_labels
+from cityscapesscripts.preparation import json2instanceImg, json2labelImg
 from data_cases import write_cityscapes
 from ml_collections import ConfigDict
 from PIL import Image
@@ -273,3 +276,68 @@ def test_the_configured_source_is_used_and_can_be_cut(tmp_path):
   config.class_names = ("background", "car")
   assert [r.image_id[:4] for r in data.load_records(config, "train")] == ["bonn", *["ulm/"] * 3]
   assert len(data.load_records(config, "train[:2]")) == 2
+
+
+def write_polygons(path, seed=0):
+  """Polygons over each other of many labels, groups, a deleted one, and a licence plate."""
+  rng = np.random.default_rng(seed)
+  labels = ["road", "car", "car", "cargroup", "person", "caravan", "polegroup", "license plate"]
+  objects = [{"label": "sky", "polygon": [[0, 0], [39, 0], [39, 23], [0, 23]]}]
+  for label in [*labels, *rng.permutation(labels).tolist()]:
+    points = (rng.uniform(size=(5, 2)) * [45, 28] - 2).round().astype(int).tolist()
+    objects.append({"label": label, "polygon": points})
+  objects[3]["deleted"] = 1
+  path.write_text(json.dumps({"imgHeight": SIZE[0], "imgWidth": SIZE[1], "objects": objects}))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_maps_drawn_from_polygons_are_those_of_the_official_scripts(tmp_path, seed):
+  path = tmp_path / "ulm_000000_000019_gtFine_polygons.json"
+  write_polygons(path, seed)
+  annotation = Annotation()
+  annotation.fromJsonFile(str(path))
+  expected = np.asarray(json2instanceImg.createInstanceImage(annotation, "ids"))
+  np.testing.assert_array_equal(cityscapes.draw_instances(str(path)), expected)
+  labels = np.asarray(json2labelImg.createLabelImage(annotation, "ids"))
+  table = cityscapes.class_table(("background", *TASKS["vehicles"]))
+  np.testing.assert_array_equal(cityscapes.draw_labels(str(path), SIZE, table), table[labels])
+
+
+def test_polygons_stand_in_for_maps_that_are_not_there(tmp_path):
+  write_cityscapes(tmp_path, "val", [scene()])
+  folder = tmp_path / "gtFine" / "val" / "ulm"
+  polygons = folder / "ulm_000000_000019_gtFine_polygons.json"
+  write_polygons(polygons)
+  values = cityscapes.draw_instances(str(polygons))
+  (of_maps,) = load(tmp_path, TASKS["vehicles"])
+  assert "instanceIds" in of_maps.source  # where they are there, they are what counts
+  for kind, dtype in (("instanceIds", np.uint16), ("labelIds", np.uint8)):
+    path = folder / f"ulm_000000_000019_gtFine_{kind}.png"
+    found = values if kind == "instanceIds" else np.where(values < 1000, values, values // 1000)
+    Image.fromarray(found.astype(dtype)).save(path)
+  (of_maps,) = load(tmp_path, TASKS["vehicles"])
+  expected, labels = boxes_of(of_maps), of_maps.read_labels()
+  for kind in ("instanceIds", "labelIds"):
+    (folder / f"ulm_000000_000019_gtFine_{kind}.png").unlink()
+  (drawn,) = load(tmp_path, TASKS["vehicles"])
+  assert boxes_of(drawn) == expected and len(expected) > 3
+  np.testing.assert_array_equal(drawn.read_labels(), labels)
+  assert pickle.loads(pickle.dumps(drawn)).read_labels().shape == SIZE
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    ("{", "cannot be read as polygons"),
+    ('{"imgHeight": 4, "imgWidth": 4}', "cannot be read as polygons .'objects'"),
+    (
+      '{"imgHeight": 4, "imgWidth": 4, "objects": [{"label": "cat", "polygon": []}]}',
+      '"cat" is no label of CityScapes',
+    ),
+  ],
+)
+def test_broken_polygons_are_named(tmp_path, text, words):
+  path = tmp_path / "a_gtFine_polygons.json"
+  path.write_text(text)
+  with pytest.raises(InputError, match="a_gtFine_polygons.json: " + words):
+    cityscapes.draw_instances(str(path))

@@ -10,9 +10,10 @@ from data_cases import CLASSES, annotation, read_json, rectangle, write_json, wr
 from ml_collections import ConfigDict
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from boxseg_jax import data
-from boxseg_jax.data import coco, images, labels
+from boxseg_jax.data import coco, images, labels, split
 from boxseg_jax.data.records import max_boxes
 from boxseg_jax.errors import InputError
 
@@ -88,7 +89,9 @@ def test_a_crowd_is_void_below_the_objects_and_its_box_is_one(tmp_path):
   np.testing.assert_array_equal(record[1].read_labels(), expected)
 
 
-@pytest.mark.parametrize("absent", [{}, {"segmentation": []}, {"segmentation": None}])
+@pytest.mark.parametrize(
+  "absent", [{}, {"segmentation": []}, {"segmentation": [[]]}, {"segmentation": None}]
+)
 def test_an_object_without_a_mask_makes_a_box_image(tmp_path, absent):
   masked = annotation(1, segmentation=rectangle(2, 3, 10, 5))
   first, second = load_coco(tmp_path, [masked, annotation(2, **absent), annotation(3, 2, **absent)])
@@ -128,6 +131,12 @@ def test_run_lengths_equal_pycocotools():
     ({"size": [20, 30], "counts": "\n"}, "broken run-length code"),
     ({"size": [20, 30], "counts": "o" * 9 + "0"}, "broken run-length code"),
     ({"size": [20, 30]}, "the segmentation has no 'counts'"),
+    ({"size": [20, 30], "counts": [2**70]}, "cannot be read"),
+    ({"size": [20, 30], "counts": [[600]]}, "2 dimensions"),
+    # pycocotools would take all memory, or read an empty mask.
+    ([[float("inf"), 1, 5, 3, 4, 5]], r"point \(inf, 1\) lies far outside"),
+    ([[1e9, 1, 5, 3, 4, 5]], "far outside"),
+    ([[float("nan"), 1, 5, 3, 4, 5]], r"point \(nan, 1\) lies far outside"),
   ],
 )
 def test_a_broken_mask_is_named(tmp_path, segmentation, words):
@@ -136,6 +145,83 @@ def test_a_broken_mask_is_named(tmp_path, segmentation, words):
     record.read_labels()
   for part in ("instances.json", "a.png", "annotation 9"):
     assert part in str(error.value)
+
+
+def random_segmentation(rng, size):
+  """A mask in one of the ways in which COCO writes it, and how pycocotools reads it."""
+  height, width = size
+  kind = rng.integers(3)
+  if kind == 0:  # parts that may overlap, and may leave the image
+    parts = rng.uniform(-3, 1.1 * max(size), (rng.integers(1, 4), 2 * rng.integers(3, 9)))
+    return [part.round(2).tolist() for part in parts]
+  inside = np.zeros(size, np.uint8)
+  top, left = rng.integers(0, height - 8), rng.integers(0, width - 8)
+  inside[top : top + 8, left : left + 8] = 1
+  inside[top + 2 : top + 5, left + 3 : left + 6] = 0  # a hole
+  if kind == 1:
+    code = coco_mask.encode(np.asfortranarray(inside))
+    return {"size": list(size), "counts": code["counts"].decode()}
+  counts = np.diff(np.flatnonzero(np.diff(inside.T.ravel(), prepend=2, append=2)))
+  return {"size": list(size), "counts": [0] * int(inside[0, 0]) + counts.tolist()}
+
+
+def test_a_file_of_everything_equals_pycocotools(tmp_path, capsys):
+  """Ids with gaps, crowds, holes, parts, images without annotations, boxes among masks."""
+  rng = np.random.default_rng(0)
+  names = [f"{number}.png" for number in range(24)]
+  folder = write_set(tmp_path / "train", [], images=names, size=(30, 41))
+  content = read_json(folder)
+  for number, image in enumerate(content["images"]):
+    image["id"] = 1000 + 37 * number
+  for number in range(90):
+    image = content["images"][3 * (number % 7)]["id"]  # two in three images have no annotation
+    crowd = {"iscrowd": int(number % 9 == 8)}
+    mask = {"segmentation": random_segmentation(rng, (30, 41))} if number % 30 != 4 else {}
+    category = 7 if number % 3 else 3
+    content["annotations"].append(annotation(5 + 11 * number, image, category, **mask, **crowd))
+  write_json(folder, content)
+  reference = COCO(str(folder / "instances.json"))
+  capsys.readouterr()
+  seen = {"mask": 0, "box": 0}
+  records = coco.load(str(tmp_path), "train", CLASSES)
+  for record, image in zip(records, content["images"], strict=True):
+    found = reference.loadAnns(reference.getAnnIds(image["id"]))
+    if any("segmentation" not in one for one in found):
+      seen["box"] += 1
+      assert record.read_labels is None and len(record.boxes) == len(found)
+      continue
+    seen["mask"] += len(found)
+    masks = [reference.annToMask(one) > 0 for one in found]
+    expected = np.zeros((30, 41), np.uint8)
+    order = sorted(range(len(found)), key=lambda i: (not found[i]["iscrowd"], -masks[i].sum()))
+    for i in order:
+      label = {7: 2, 3: 1}[found[i]["category_id"]]
+      expected[masks[i]] = 255 if found[i]["iscrowd"] else label
+    np.testing.assert_array_equal(record.read_labels(), expected)
+  assert seen["mask"] > 40 and seen["box"] == 3, seen
+
+
+def test_a_mixed_file_needs_no_split(tmp_path):
+  masked = {"segmentation": rectangle(2, 3, 10, 5)}
+  records = load_coco(
+    tmp_path,
+    [
+      annotation(1, 1, **masked),
+      annotation(2, 2, **masked),
+      annotation(3, 2),
+      annotation(4, 3, iscrowd=1),
+      annotation(5, 4),
+      annotation(6, 5, iscrowd=1),
+      annotation(7, 5, **masked),
+    ],
+    images=[f"{name}.png" for name in "abcdef"],
+  )
+  # b has a mask of one of its objects alone; f, without objects, is background all over.
+  chosen = split.split_masks(records, 1.0, seed=0)
+  assert chosen.mask_ids == ("a.png", "c.png", "e.png", "f.png")
+  assert chosen.box_ids == ("b.png", "d.png")
+  hidden = split.split_masks(records, 0.25, seed=0)
+  assert len(hidden.mask_ids) == 1 and {"b.png", "d.png"} < set(hidden.box_ids)
 
 
 def edit(key, value):
@@ -179,6 +265,11 @@ def double_first(content):
     (drop_first("images", "height"), 'image a.png has no "height"'),
     (edit_first("images", "width", 0), "image a.png is 0 x 20 pixels"),
     (double_first, "image a.png .* is listed twice"),
+    (edit_first("annotations", "iscrowd", "0"), "a.png: annotation 1: \"iscrowd\" is '0'"),
+    (edit_first("annotations", "image_id", [1]), '"image_id" of entry 0 of "annotations" is .1.'),
+    (edit_first("categories", "id", {}), '"id" of entry 0 of "categories" is {}'),
+    (edit_first("images", "file_name", 5), '"file_name" of image 1 is 5'),
+    (edit("annotations", [5]), 'entry 0 of "annotations" is 5'),
     (edit("images", []), '"images" is empty'),
     (edit("categories", {}), 'no list "categories"'),
   ],
@@ -214,6 +305,59 @@ def test_labels_come_from_index_images_where_there_is_one(tmp_path):
   assert first.read_labels().dtype == np.uint8
   assert second.read_labels is None
   assert first.box_classes.tolist() == [1]
+
+
+def write_labels(tmp_path, image):
+  folder = write_set(tmp_path / "train", [annotation(1)])
+  (folder / "labels").mkdir(exist_ok=True)
+  image.save(folder / "labels" / "a.png")
+  return str(tmp_path)
+
+
+def test_values_of_masks_are_what_the_config_says(tmp_path):
+  values = np.zeros((20, 30), np.uint8)
+  values[3:8, 2:12], values[0] = 255, 128
+  root = write_labels(tmp_path, Image.fromarray(values))
+  pairs = ((0, "background"), (255, "person"), (128, "void"))
+  record = labels.load(root, "train", CLASSES, label_values=pairs)[0]
+  expected = np.select([values == 255, values == 128], [2, 255])
+  np.testing.assert_array_equal(record.read_labels(), expected)
+  assert pickle.loads(pickle.dumps(record)).read_labels().dtype == np.uint8
+  record = labels.load(root, "train", CLASSES, label_values=pairs[:2])[0]
+  with pytest.raises(
+    InputError, match=r"a.png: value 128 of pixel \(x 0, y 0\), .*30 pixels.*0, 255"
+  ):
+    record.read_labels()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_colors_of_masks_are_what_the_config_says(tmp_path, mode):
+  wanted = np.zeros((20, 30), np.uint8)
+  wanted[3:8, 2:12], wanted[10:12], wanted[19, 29] = 1, 2, 255
+  table = {0: (0, 0, 0), 1: (128, 0, 64), 2: (0, 128, 255), 255: (224, 224, 192)}
+  colors = np.zeros((20, 30, 3), np.uint8)
+  for label, rgb in table.items():
+    colors[wanted == label] = rgb
+  image = Image.fromarray(colors)
+  root = write_labels(tmp_path, image if mode == "RGB" else image.quantize(4))
+  names = {**dict(enumerate(CLASSES)), 255: "void"}
+  pairs = [(list(rgb), names[label]) for label, rgb in table.items()]
+  record = labels.load(root, "train", CLASSES, label_colors=pairs)[0]
+  np.testing.assert_array_equal(record.read_labels(), wanted)
+  record = labels.load(root, "train", CLASSES, label_colors=pairs[:-1])[0]
+  match = r"a.png: color \(224, 224, 192\) of pixel \(x 29, y 19\), and of 1 pixels"
+  with pytest.raises(InputError, match=match):
+    record.read_labels()
+  if mode == "RGB":
+    with pytest.raises(InputError, match=r"a.png: .* mode RGB; .*data.label_colors"):
+      labels.load(root, "train", CLASSES)[0].read_labels()
+
+
+def test_transparent_masks_are_refused(tmp_path):
+  root = write_labels(tmp_path, Image.fromarray(np.zeros((20, 30, 4), np.uint8)))
+  record = labels.load(root, "train", CLASSES, label_colors=(((0, 0, 0), "background"),))[0]
+  with pytest.raises(InputError, match="a.png: .* mode RGBA; colors are expected"):
+    record.read_labels()
 
 
 def test_label_maps_of_the_wrong_kind_are_named(tmp_path):
@@ -266,6 +410,7 @@ def test_box_slots_are_counted_and_never_too_few(tmp_path):
 def test_the_configured_source_is_used(tmp_path):
   write_set(tmp_path / "train", [annotation(1)])
   config = ConfigDict({"source": "coco", "root": str(tmp_path), "class_names": CLASSES})
+  config.label_values = config.label_colors = ()
   assert len(data.load_records(config, "train")) == 2
   config.source = "labels"
   assert len(data.load_records(config, "train")) == 2
@@ -277,6 +422,7 @@ def test_the_configured_source_is_used(tmp_path):
 def test_splits_can_be_cut_by_position(tmp_path):
   write_set(tmp_path / "train", [], images=[f"{name}.png" for name in "abcde"])
   config = ConfigDict({"source": "labels", "root": str(tmp_path), "class_names": CLASSES})
+  config.label_values = config.label_colors = ()
   names = {
     split: "".join(record.image_id[0] for record in data.load_records(config, split))
     for split in ("train", "train[:2]", "train[2:]", "train[1:3]")

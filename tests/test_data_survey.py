@@ -236,6 +236,12 @@ class TestWarnings:
     found = one(judged(good(1), good(2), partial), "outside of all boxes")
     assert not found.is_error and found.items == ("person: 33.3 %", "see image000.png")
 
+  def test_masks_hidden_where_some_images_have_none(self):
+    boxed = record_of(None, [(2, 3, 10, 5)], (1,), 1)
+    found = one(judged(good(0), good(2), boxed), "1 image has boxes only, and masks of the other 2")
+    assert not found.is_error and "data.mask_fraction=1" in found.text
+    assert judged(good(0), good(2), boxed, use=LEARNED._replace(masks_are_hidden=False)) == []
+
   def test_one_rare_class_without_boxes(self):
     labels = painted((0, 0, 29, 20, 1), (29, 0, 1, 4, 2))
     found = one(judged(record_of(labels, [(0, 0, 28, 20)], (1,))), "outside of all boxes")

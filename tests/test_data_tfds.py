@@ -1,5 +1,8 @@
 """TensorFlow Datasets by random access: the real builder on a made-up download."""
 
+import contextlib
+import io
+
 import numpy as np
 import pytest
 from data_cases import make_image
@@ -7,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from boxseg_jax import data
-from boxseg_jax.data import check, tfds
+from boxseg_jax.data import check, cityscapes, tfds
 from boxseg_jax.errors import InputError
 
 PET, BACKGROUND, BORDER = 1, 2, 3
@@ -51,6 +54,7 @@ def test_pets_become_records_with_boxes_from_their_masks(data_dir):
       "tfds_name": "oxford_iiit_pet",
       "root": data_dir,
       "class_names": ("background", "pet"),
+      "label_names": (),
     }
   )
   records = {record.image_id: record for record in data.load_records(config, "train")}
@@ -76,18 +80,162 @@ def test_wrong_names_are_named(data_dir):
     tfds.load("oxford_pet", "train", ("background", "pet"))
   with pytest.raises(InputError, match=r"class_names is .*, but oxford_iiit_pet has 2 classes"):
     tfds.load("oxford_iiit_pet", "train", ("background", "cat", "dog"))
-  with pytest.raises(InputError, match=r"oxford_iiit_pet/trian cannot be opened: .*trian"):
+  with pytest.raises(InputError, match="oxford_iiit_pet has no split 'trian': .*test"):
     tfds.load("oxford_iiit_pet", "trian", ("background", "pet"), data_dir=data_dir)
 
 
-def png(values, folder):
-  path = folder / "mask.png"
-  Image.fromarray(values).save(path)
-  return path.read_bytes()
+def png(values):
+  written = io.BytesIO()
+  Image.fromarray(values).save(written, "PNG")
+  return written.getvalue()
 
 
-def test_a_mask_value_that_is_no_class_is_named(tmp_path):
+def test_a_mask_value_that_is_no_class_is_named():
   layout = tfds.SETS["oxford_iiit_pet"]
-  source = [{layout.mask: png(np.array([[1, 2, 4]], np.uint8), tmp_path)}]
-  with pytest.raises(InputError, match="pets: image a: the mask has value 4; known are 1, 2, 3"):
-    tfds.read_labels("pets: image a", source, layout, 0)
+  examples = [{layout.mask: png(np.array([[1, 2, 4]], np.uint8))}]
+  opened = tfds.Opened("pets", examples, layout, {1: 1, 2: 0, 3: 255}, ("background", "pet"))
+  with pytest.raises(InputError, match="pets: image a: value 4 .* known are 1, 2, 3"):
+    tfds.read_labels("pets: image a", opened, 0)
+
+
+@contextlib.contextmanager
+def mocked(examples):
+  """TensorFlow Datasets gives these examples, coded and decoded by the features of the set."""
+  library = pytest.importorskip("tensorflow_datasets")
+
+  def as_data_source(builder, split, decoders):
+    features = builder.info.features
+    coded = [features.serialize_example(features.encode_example(one)) for one in examples]
+    return [features.deserialize_example_np(one, decoders=decoders) for one in coded]
+
+  policy = library.testing.MockPolicy.USE_CODE
+  with library.testing.mock_data(as_data_source_fn=as_data_source, policy=policy):
+    yield library
+
+
+def voc_object(label, box):
+  return {
+    "label": label,
+    "bbox": mocked_box(box),
+    "pose": "left",
+    "is_truncated": False,
+    "is_difficult": False,
+  }
+
+
+def mocked_box(box):
+  from tensorflow_datasets import features
+
+  return features.BBox(*box)
+
+
+CAR_BOX, DOG_BOX = (0.25, 0.1, 0.75, 0.5), (0.5, 0.5, 1.0, 0.8)
+
+
+@pytest.mark.parametrize("name", ["voc", "voc/2012"])
+def test_voc_gives_boxes(name):
+  objects = [voc_object("car", CAR_BOX), voc_object("dog", DOG_BOX)]
+  example = {"image": make_image((20, 30), 0), "image/filename": "000012.jpg", "objects": objects}
+  example |= {"labels": ["car", "dog"], "labels_no_difficult": ["car", "dog"]}
+  names = ("background", "dog", "car")
+  with mocked([example]):
+    (record,) = tfds.load(name, "train", names)
+    assert record.image_id == "000012.jpg" and record.size == (20, 30)
+    np.testing.assert_allclose(record.boxes, [CAR_BOX, DOG_BOX], rtol=1e-6)
+    assert record.box_classes.tolist() == [2, 1] and record.read_labels is None
+    assert not check.look_at([record], num_classes=3, workers=1)[0].problems
+    with pytest.raises(InputError, match='voc.*: image 000012.jpg: unknown label "dog".*_names'):
+      tfds.load(name, "train", ("background", "car"))
+    pairs = (("*", "background"),)
+    (record,) = tfds.load(name, "train", ("background", "car"), label_names=pairs)
+    assert record.box_classes.tolist() == [1] and record.classes == {1}
+
+
+def panoptic_example(unknown=False):
+  """A car, sky, a crowd of people, and a row that is not annotated, or of an unknown segment."""
+  segments = {
+    70_000: (3, CAR_BOX, False),
+    5: (0, (0.0, 0.0, 1.0, 1.0), False),
+    300: (7, DOG_BOX, True),
+  }
+  values = np.full((20, 30), 5)
+  values[5:15, 3:15], values[10:, 15:24], values[0] = 70_000, 300, 99 if unknown else 0
+  colors = np.stack([values % 256, values // 256 % 256, values // 65536], axis=-1)
+  objects = [
+    {"id": key, "area": 1, "bbox": mocked_box(box), "label": label, "is_crowd": crowd}
+    for key, (label, box, crowd) in segments.items()
+  ]
+  return values, {
+    "image": make_image((20, 30), 0),
+    "image/filename": "000012.jpg",
+    "image/id": 12,
+    "panoptic_image": colors.astype(np.uint8),
+    "panoptic_image/filename": "000012.png",
+    "panoptic_objects": objects,
+  }
+
+
+def test_panoptic_segments_become_masks():
+  # The mock has no metadata: labels are called by their numbers.
+  names, pairs = ("background", "3", "7"), (("0", "background"),)
+  values, example = panoptic_example()
+  with mocked([example]):
+    (record,) = tfds.load("coco/2017_panoptic", "train", names, label_names=pairs)
+    expected = np.select([values == 70_000, values == 5], [1, 0], 255)
+    np.testing.assert_array_equal(record.read_labels(), expected)
+    np.testing.assert_allclose(record.boxes, [CAR_BOX, DOG_BOX], rtol=1e-6)
+    assert record.box_classes.tolist() == [1, 2] and record.box_is_crowd.tolist() == [False, True]
+    assert record.classes == {1}
+    assert not check.look_at([record], num_classes=3, workers=1)[0].problems
+  with mocked([panoptic_example(unknown=True)[1]]):
+    (record,) = tfds.load("coco/2017_panoptic", "train", names, label_names=pairs)
+    with pytest.raises(InputError, match="000012.jpg: value 99 .* 30 pixels"):
+      record.read_labels()
+
+
+def test_cityscapes_has_boxes_of_the_parts_of_each_class():
+  ids = {name: number for number, name in enumerate(cityscapes.LABELS)}
+  values = np.full((1024, 2048), ids["road"], np.uint8)
+  values[100:200, 300:500] = values[100:200, 700:800] = ids["car"]
+  values[600:700, 10:20] = ids["caravan"]
+  values[0, 0] = ids["static"]
+  example = {"image_id": "ulm_1", "image_left": np.zeros((1024, 2048, 3), np.uint8)}
+  example["segmentation_label"] = values[..., None]
+  with mocked([example]):
+    (record,) = tfds.load("cityscapes", "validation", ("background", "person", "car"))
+    expected = np.select([values == ids["car"], values == ids["road"]], [2, 0], 255)
+    np.testing.assert_array_equal(record.read_labels(), expected)
+    pixels = record.boxes * [1024, 2048, 1024, 2048]
+    wanted = [[100, 300, 200, 500], [100, 700, 200, 800], [600, 10, 700, 20]]
+    np.testing.assert_allclose(sorted(pixels.tolist()), wanted, rtol=1e-4)
+    assert record.box_is_crowd.sum() == 1 and record.classes == {2}
+    assert not check.look_at([record], num_classes=3, workers=1)[0].problems
+    with pytest.raises(InputError, match='"cat" is no label of CityScapes'):
+      tfds.load("cityscapes", "validation", ("background", "cat"))
+
+
+def test_a_bucket_is_passed_on_as_it_is(monkeypatch):
+  """A local path operation would make gs:/bucket of it."""
+  config = ConfigDict({"source": "tfds", "tfds_name": "voc", "root": "gs://bucket/sets"})
+  config.class_names, config.label_names = ("background", "car"), ()
+  example = {"image": make_image((20, 30), 0), "image/filename": "1.jpg"}
+  example |= dict.fromkeys(("objects", "labels", "labels_no_difficult"), [])
+  asked = []
+  with mocked([example]) as library:
+    original = library.builder
+
+    def builder(name, *, data_dir, **options):
+      asked.append(data_dir)
+      return original(name, data_dir=data_dir, **options)
+
+    monkeypatch.setattr(library, "builder", builder)
+    assert len(data.load_records(config, "train")) == 1
+  assert asked == ["gs://bucket/sets"]
+
+
+def test_sets_that_cannot_be_prepared_are_named(tmp_path):
+  pytest.importorskip("tensorflow_datasets")
+  with pytest.raises(InputError, match="cityscapes cannot be prepared: .*[Mm]anual"):
+    tfds.load("cityscapes", "train", ("background", "car"), data_dir=str(tmp_path))
+  with pytest.raises(InputError, match="data.tfds_name is 'voc/1999': .*1999"):
+    tfds.load("voc/1999", "train", ("background", "car"), data_dir=str(tmp_path))

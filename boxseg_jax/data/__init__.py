@@ -2,8 +2,8 @@
 
 | file | what it does |
 |---|---|
-| `shapes`, `coco`, `labels`, `tfds`, `cityscapes` | the sources: files -> records |
-| `instances`, `images` | read the files of sources |
+| `shapes`, `coco`, `labels`, `tfds`, `cityscapes`, `datumaro` | the sources: files -> records |
+| `instances`, `images`, `formats` | read the files of sources |
 | `records` | the record schema |
 | `check` | reads everything once, before training starts |
 | `survey` | what that reading saw of each image, and what a split adds up to |
@@ -32,7 +32,8 @@ def load_records(config_data: ConfigDict, split: str) -> list[Record]:
       parts of it by position, to set some images aside for tuning.
 
   Returns:
-    The records; no image has been read yet (tfds, cityscapes: masks have, for their boxes).
+    The records; no image has been read yet (tfds, cityscapes, datumaro: masks have, for their
+    boxes).
 
   Raises:
     InputError: unknown source, or what the source finds wrong.
@@ -72,14 +73,24 @@ def _load_coco(config_data: ConfigDict, split: str) -> list[Record]:
 def _load_labels(config_data: ConfigDict, split: str) -> list[Record]:
   from boxseg_jax.data import labels
 
-  return labels.load(config_data.root, split, config_data.class_names)
+  return labels.load(
+    config_data.root,
+    split,
+    config_data.class_names,
+    label_values=config_data.label_values,
+    label_colors=config_data.label_colors,
+  )
 
 
 def _load_tfds(config_data: ConfigDict, split: str) -> list[Record]:
   from boxseg_jax.data import tfds
 
   return tfds.load(
-    config_data.tfds_name, split, config_data.class_names, data_dir=config_data.root or None
+    config_data.tfds_name,
+    split,
+    config_data.class_names,
+    data_dir=config_data.root or None,
+    label_names=config_data.label_names,
   )
 
 
@@ -91,10 +102,23 @@ def _load_cityscapes(config_data: ConfigDict, split: str) -> list[Record]:
   )
 
 
+def _load_datumaro(config_data: ConfigDict, split: str) -> list[Record]:
+  from boxseg_jax.data import datumaro
+
+  return datumaro.load(
+    config_data.root,
+    split,
+    config_data.class_names,
+    dataset_format=config_data.format,
+    label_names=config_data.label_names,
+  )
+
+
 _SOURCES: dict[str, Callable[[ConfigDict, str], list[Record]]] = {
   "shapes": _load_shapes,
   "coco": _load_coco,
   "labels": _load_labels,
   "tfds": _load_tfds,
   "cityscapes": _load_cityscapes,
+  "datumaro": _load_datumaro,
 }

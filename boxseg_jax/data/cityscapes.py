@@ -1,8 +1,9 @@
 """Source `cityscapes`: the official folders, as they are unpacked.
 
 Layout: `<root>/leftImg8bit/<split>/<city>/*_leftImg8bit.png` and
-`<root>/gtFine/<split>/<city>/*_gtFine_{labelIds,instanceIds}.png`. Which of the
-official classes are told apart is what `data.class_names` says, by their official
+`<root>/gtFine/<split>/<city>/*_gtFine_{labelIds,instanceIds}.png`; where these are not there,
+they are drawn from `*_gtFine_polygons.json` as the official scripts do. Which of the official
+classes are told apart is what `data.class_names` says, by their official
 names; the others are background, but for those that the official evaluation
 ignores: they are void.
 
@@ -16,12 +17,15 @@ since road and sky have no boxes: a crowd over the whole image says so.
 """
 
 import difflib
+import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from boxseg_jax.batch import BACKGROUND, VOID
 from boxseg_jax.data import images
@@ -44,6 +48,7 @@ _PER_LABEL = 1000  # instance id = label id * 1000 + number
 _PHOTO, _LABELS, _INSTANCES = (
   f"_{kind}.png" for kind in ("leftImg8bit", "gtFine_labelIds", "gtFine_instanceIds")
 )
+_POLYGONS = "_gtFine_polygons.json"
 
 
 def load(root: str, split: str, class_names: Sequence[str], *, workers: int) -> list[Record]:
@@ -138,6 +143,56 @@ def read_labels(path: str, size: tuple[int, int], table: np.ndarray) -> np.ndarr
   return table[values]
 
 
+def draw_instances(path: str) -> np.ndarray:
+  """Draws the map of instances from polygons, later ones over earlier ones.
+
+  Args:
+    path: a `*_polygons.json`.
+
+  Returns:
+    int32 [height, width], values as in `*_instanceIds.png`.
+
+  Raises:
+    InputError: no such file, not readable, or a label that is not official.
+  """
+  try:
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    canvas = Image.new("I", (content["imgWidth"], content["imgHeight"]), 0)
+    counts = Counter()
+    for one in (one for one in content["objects"] if not one.get("deleted")):
+      value = _instance_value(path, one["label"], counts)
+      if value >= 0:
+        ImageDraw.Draw(canvas).polygon([tuple(point) for point in one["polygon"]], fill=value)
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    raise InputError(f"{path}: cannot be read as polygons ({error})") from error
+  return np.asarray(canvas)
+
+
+def draw_labels(path: str, size: tuple[int, int], table: np.ndarray) -> np.ndarray:
+  """`read_labels` from a `*_polygons.json`."""
+  values = draw_instances(path)
+  if values.shape != tuple(size):
+    raise InputError(
+      f"{path}: the polygons are of an image of {values.shape[1]} x {values.shape[0]} pixels "
+      f"(width x height), the instances of {size[1]} x {size[0]}"
+    )
+  return table[np.where(values < _PER_LABEL, values, values // _PER_LABEL)]
+
+
+def _instance_value(path: str, label: str, counts: Counter) -> int:
+  """Label id, with a number for an object told apart; below 0: not drawn."""
+  if label == "license plate":
+    return -1
+  name = label if label in LABELS else label.removesuffix("group")
+  if name not in LABELS:
+    raise InputError(f'{path}: "{label}" is no label of CityScapes')
+  number = LABELS.index(name)
+  if number < FIRST_WITH_INSTANCES or name != label:
+    return number
+  counts[name] += 1
+  return number * _PER_LABEL + counts[name] - 1
+
+
 def find_boxes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Bounds of every value in a map.
 
@@ -163,6 +218,24 @@ def find_boxes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   for side, positions in enumerate((rows + 1, ends), start=2):
     np.maximum.at(boxes[:, side], number, positions)
   return found, boxes
+
+
+def boxes_of_labels(
+  values: np.ndarray, class_names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Boxes where instances are not told apart: of the parts of each class, see `split_region`.
+
+  Args:
+    values: uint8 [height, width], official label ids.
+    class_names: as for `official_ids`.
+
+  Returns:
+    Classes uint8 [n] (255 = void), boxes int64 [n, 4], (ymin, xmin, ymax, xmax) in pixels,
+    and crowd bool [n], which is void alone: a box around two cars is one of the class still.
+  """
+  found, bounds = find_boxes(values)
+  boxes, classes, _ = _boxes(values, found, bounds, found, class_table(class_names))
+  return classes, boxes, classes == VOID
 
 
 def split_region(inside: np.ndarray) -> np.ndarray:
@@ -195,8 +268,10 @@ def _runs(line: np.ndarray) -> np.ndarray:
 
 def _record(annotations: Path, table: np.ndarray, photo: Path) -> Record:
   stem = str(annotations / photo.parent.name / photo.name.removesuffix(_PHOTO))
-  source = stem + _INSTANCES
-  values = images.read_instance_image(source)
+  drawn = not Path(stem + _INSTANCES).exists() and Path(stem + _POLYGONS).exists()
+  source = stem + (_POLYGONS if drawn else _INSTANCES)
+  values = draw_instances(source) if drawn else images.read_instance_image(source)
+  masks = stem + (_LABELS if Path(stem + _LABELS).exists() or not drawn else _POLYGONS)
   size = values.shape
   found, bounds = find_boxes(values)
   labels = np.where(found < _PER_LABEL, found, found // _PER_LABEL)
@@ -212,9 +287,9 @@ def _record(annotations: Path, table: np.ndarray, photo: Path) -> Record:
     box_is_crowd=crowd,
     classes=frozenset(table[labels].tolist()) - {BACKGROUND, VOID},
     read_image=partial(images.read_image, str(photo), size),
-    read_labels=partial(read_labels, stem + _LABELS, size, table),
+    read_labels=partial(draw_labels if masks.endswith("json") else read_labels, masks, size, table),
     read_reduced=partial(images.read_reduced, str(photo), size),
-    labels_source=stem + _LABELS,
+    labels_source=masks,
   )
 
 

@@ -2,7 +2,8 @@
 
 Layout: `<root>/<split>/instances.json` and `<root>/<split>/images/`. A mask is a
 list of polygons, a run-length code as a string or as a list of counts; an
-annotation without one is a box only, and then its image is a box image.
+annotation without one is a box only, and then its image is a box image. So files
+that give masks of some images and boxes of others are read as they are.
 """
 
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ def load(root: str, split: str, class_names: Sequence[str]) -> list[Record]:
   folder = Path(root) / split
   annotated = instances.read_instances(folder, class_names)
   # In a file of boxes only, an image without objects is no mask image either.
-  any_masks = any(a.get("segmentation") for image in annotated for a in image.annotations)
+  any_masks = any(_segmentation(a) for image in annotated for a in image.annotations)
   source = str(folder / "instances.json")
   return [_record(source, image, any_masks) for image in annotated]
 
@@ -78,12 +79,12 @@ def read_labels(
 
 
 def _record(source: str, image: instances.AnnotatedImage, any_masks: bool) -> Record:
-  complete = all(a.get("segmentation") or a.get("iscrowd") for a in image.annotations)
+  complete = all(_segmentation(a) or a.get("iscrowd") for a in image.annotations)
   regions = tuple(
     Region(
       a.get("id"),
       VOID if a.get("iscrowd") else a["class"],
-      a.get("segmentation") or [_rectangle(a["bbox"])],
+      _segmentation(a) or [_rectangle(a["bbox"])],
     )
     for a in image.annotations
   )
@@ -99,6 +100,12 @@ def _record(source: str, image: instances.AnnotatedImage, any_masks: bool) -> Re
   )
 
 
+def _segmentation(annotation: dict) -> Any:
+  """The mask of an annotation; nothing where it is absent or a list of empty polygons."""
+  code = annotation.get("segmentation")
+  return [part for part in code if part != []] if isinstance(code, list) else code
+
+
 def _rectangle(box: Sequence[float]) -> list[float]:
   x, y, w, h = box
   return [x, y, x + w, y, x + w, y + h, x, y + h]
@@ -109,7 +116,7 @@ def _region_runs(where: str, size: tuple[int, int], region: Region) -> tuple[lis
   code = region.segmentation
   try:
     if isinstance(code, list):
-      _require_polygons(where, code)
+      _require_polygons(where, size, code)
       code = coco_mask.merge(coco_mask.frPyObjects(code, *size))
     if tuple(code["size"]) != tuple(size):
       raise ValueError(f"its size is {code['size']}, the image's {list(size)}")
@@ -117,9 +124,11 @@ def _region_runs(where: str, size: tuple[int, int], region: Region) -> tuple[lis
     if isinstance(counts, bytes | str):
       counts = decode_counts(counts)
     counts = np.asarray(counts, np.int64)
+    if counts.ndim != 1:
+      raise ValueError(f"its counts have {counts.ndim} dimensions, not one")
   except KeyError as error:
     raise InputError(f"{where}: the segmentation has no {error}") from error
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, OverflowError) as error:
     raise InputError(f"{where}: the segmentation cannot be read: {error}") from error
   if counts.min(initial=0) < 0 or counts.sum() != size[0] * size[1]:
     raise InputError(
@@ -166,10 +175,19 @@ def decode_counts(text: str | bytes) -> np.ndarray:
   return numbers
 
 
-def _require_polygons(where: str, polygons: list) -> None:
+def _require_polygons(where: str, size: tuple[int, int], polygons: list) -> None:
   for polygon in polygons:
     # Four numbers would silently be taken for a box.
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
       raise InputError(
         f"{where}: {polygon} is no polygon [x1, y1, x2, y2, x3, y3, ...] of at least three points"
+      )
+    points = np.asarray(polygon, np.float64).reshape(-1, 2)
+    # pycocotools takes memory by the length of the edges, and as much as there is for infinity.
+    far = ~(np.abs(points) <= 2 * np.array(size[::-1])).all(axis=1)
+    if far.any():
+      x, y = points[far][0]
+      raise InputError(
+        f"{where}: the polygon's point ({x:g}, {y:g}) lies far outside of the image "
+        f"({size[1]} x {size[0]} pixels)"
       )

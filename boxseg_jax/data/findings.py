@@ -14,9 +14,9 @@ Errors stop every run before its first step; only what is a mistake for certain 
 
 Everything else may be meant, or be harmless, and is a warning: the same in few images, loose boxes
 (the method bears them), classes without examples, much void, objects that vanish on the canvas,
-many images without any annotation, images that are there twice or in both splits (the numbers
-would lie, what is learned would not). Boxes that nothing is learned from (the evaluation split,
-arms without box images) only ever give warnings.
+many images without any annotation, masks hidden in a set that lacks some anyway, images that are
+there twice or in both splits (the numbers would lie, what is learned would not). Boxes that nothing
+is learned from (the evaluation split, arms without box images) only ever give warnings.
 """
 
 from collections.abc import Callable, Sequence
@@ -138,6 +138,7 @@ def judge(summary: Summary, class_names: Sequence[str], use: Use) -> list[Findin
     *_nothing_to_learn(summary, use),
     *_uncovered(summary, class_names, use),
     *_without_boxes(summary, use),
+    *_hidden_masks(summary, use),
     *_loose_boxes(summary),
     *_missing_classes(summary, class_names, use),
     *_void(summary),
@@ -184,7 +185,8 @@ def _object_pixels(summary):
 def _values_hint(summary):
   if VOID not in summary.values:
     return ": the value of every pixel is 0"
-  return f": all pixels are 0 or {VOID}; {VOID} means void, were they meant to be 1?"
+  meant = "if a class is meant, data.label_values says which"
+  return f": all pixels are 0 or {VOID}; {VOID} means void; {meant}"
 
 
 def _nothing_to_learn(summary, use):
@@ -222,6 +224,17 @@ def _without_boxes(summary, use):
     "hides the mask, all of the image is taught as background"
   )
   return [Finding(count > _MOST * of, text, tuple(summary.unboxed))]
+
+
+def _hidden_masks(summary, use):
+  masks = summary.mask_and_boxes + summary.mask_only
+  if not masks or not summary.boxes_only or not use.boxes_are_learned or not use.masks_are_hidden:
+    return []
+  text = (
+    f"{_images(summary.boxes_only)} {_have(summary.boxes_only)} boxes only, and masks of the other "
+    f"{masks} are hidden as well; data.mask_fraction=1 learns from every mask there is"
+  )
+  return [Finding(False, text)]
 
 
 def _loose_boxes(summary):
@@ -292,6 +305,10 @@ def _percent(share):
 
 def _images(count):
   return f"{count} image{'' if count == 1 else 's'}"
+
+
+def _have(count):
+  return "has" if count == 1 else "have"
 
 
 def _are(count):

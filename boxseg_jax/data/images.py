@@ -10,6 +10,7 @@ from boxseg_jax.errors import InputError
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 _INDEX_MODES = ("L", "P", "1")
+_COLOR_MODES = ("RGB", "P", "L")
 _INSTANCE_MODES = ("I;16", "I")
 
 
@@ -53,6 +54,25 @@ def read_image(
     raise InputError(f"{path}: cannot be read as an image ({error})") from error
 
 
+def image_size(path: str, content: bytes | None = None) -> tuple[int, int]:
+  """(height, width) in pixels of an image, without decoding it.
+
+  Args:
+    path: an image file.
+    content: as for `read_image`.
+
+  Raises:
+    InputError: no such file, or no image.
+  """
+  try:
+    with Image.open(path if content is None else io.BytesIO(content)) as image:
+      return image.height, image.width
+  except FileNotFoundError:
+    raise InputError(f"{path}: no such image file") from None
+  except _UNREADABLE as error:
+    raise InputError(f"{path}: cannot be read as an image ({error})") from error
+
+
 def read_reduced(path: str, size: tuple[int, int], at_least: tuple[int, int]) -> np.ndarray:
   """`read_image` with `at_least` as its last positional argument, for `functools.partial`."""
   return read_image(path, size, at_least)
@@ -74,8 +94,32 @@ def read_index_image(
   Raises:
     InputError: no such file, not readable, not one 8-bit channel, or another size.
   """
-  wanted = "one 8-bit channel of class ids is expected (mode L or P)"
+  wanted = (
+    "one 8-bit channel of class ids is expected (mode L or P), or data.label_colors, which says "
+    "what colors stand for"
+  )
   return _read_channel(path, size, content, _INDEX_MODES, wanted).astype(np.uint8)
+
+
+def read_color_labels(
+  path: str, size: tuple[int, int] | None = None, *, content: bytes | None = None
+) -> np.ndarray:
+  """Reads a label map whose colours stand for classes.
+
+  Args:
+    path: an image file in RGB, grey or with a palette, losslessly coded.
+    size: (height, width) that the annotation gives, in pixels; None: any.
+    content: as for `read_image`.
+
+  Returns:
+    uint8 [height, width, 3], RGB.
+
+  Raises:
+    InputError: no such file, not readable, of another kind (transparency, more than 8
+      bits), or another size.
+  """
+  wanted = "colors are expected in mode RGB, P or L"
+  return _read_channel(path, size, content, _COLOR_MODES, wanted, as_mode="RGB")
 
 
 def read_instance_image(path: str) -> np.ndarray:
@@ -94,14 +138,14 @@ def read_instance_image(path: str) -> np.ndarray:
   return _read_channel(path, None, None, _INSTANCE_MODES, wanted).astype(np.int32)
 
 
-def _read_channel(path, size, content, modes, wanted) -> np.ndarray:
-  """Pixel values [height, width] of an image of one of some modes."""
+def _read_channel(path, size, content, modes, wanted, as_mode=None) -> np.ndarray:
+  """Pixel values of an image of one of some modes, converted to another if told to."""
   try:
     with Image.open(path if content is None else io.BytesIO(content)) as image:
       _require_size(path, (image.height, image.width), size)
       if image.mode not in modes:
         raise InputError(f"{path}: the label map has pixels of mode {image.mode}; {wanted}")
-      return np.asarray(image)
+      return np.asarray(image.convert(as_mode) if as_mode else image)
   except FileNotFoundError:
     raise InputError(f"{path}: no such label map") from None
   except _UNREADABLE as error:

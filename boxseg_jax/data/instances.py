@@ -7,13 +7,14 @@ in the file does not matter.
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from boxseg_jax.batch import VOID
 from boxseg_jax.errors import InputError
 
 
@@ -46,7 +47,7 @@ def read_instances(folder: Path, class_names: Sequence[str]) -> list[AnnotatedIm
 
   Raises:
     InputError: no such file, not COCO, an unknown category or image, a box that
-      is not four numbers, or an image listed twice.
+      is not four numbers, a crowd that is neither 0 nor 1, or an image listed twice.
   """
   path = folder / "instances.json"
   content = _load_json(path)
@@ -65,6 +66,8 @@ def read_instances(folder: Path, class_names: Sequence[str]) -> list[AnnotatedIm
       )
     where = f"{path}: image {image.name}: annotation {entry.get('id')}"
     _require_box(where, entry.get("bbox"))
+    if entry.get("iscrowd") not in (None, 0, 1):  # the text "0" would be taken for true
+      raise InputError(f'{where}: "iscrowd" is {entry["iscrowd"]!r}, not 0 or 1')
     image.annotations.append(
       {**entry, "class": _class_of(where, entry.get("category_id"), categories, class_names)}
     )
@@ -96,6 +99,48 @@ def box_fields(image: AnnotatedImage) -> dict[str, Any]:
   }
 
 
+def class_id(name: str, class_names: Sequence[str]) -> int:
+  """Class id of a name in one of `data.label_names`, `label_values`, `label_colors`.
+
+  Args:
+    name: a class, or "void".
+    class_names: class names by class id.
+
+  Returns:
+    The class id; 255 for "void".
+  """
+  return VOID if name == "void" else list(class_names).index(name)
+
+
+def class_table(
+  labels: Iterable[str], class_names: Sequence[str], label_names: Sequence[tuple[str, str]]
+) -> dict[int, int | str]:
+  """What the labels of a set stand for, by their number.
+
+  Args:
+    labels: the names of the labels.
+    class_names: class names by class id.
+    label_names: see `config.data.label_names`.
+
+  Returns:
+    Class id by number, 255 = void; the name of a label that is no class and not mapped.
+  """
+  known = {name: number for number, name in enumerate(class_names)}
+  known |= {name: class_id(target, class_names) for name, target in label_names}
+  return {number: known.get(name, known.get("*", name)) for number, name in enumerate(labels)}
+
+
+def unknown_label(name: str, class_names: Sequence[str]) -> str:
+  """What to tell about a label that is no class."""
+  foreground = list(class_names[1:])
+  nearest = difflib.get_close_matches(name, foreground, n=1, cutoff=0.0)
+  return (
+    f'unknown label "{name}"; the foreground classes of data.class_names are '
+    f'{", ".join(foreground)} (nearest: "{nearest[0]}"), and data.label_names says what others '
+    f'stand for: (("{name}", "{class_names[0]}"),)'
+  )
+
+
 def _load_json(path: Path) -> dict[str, list]:
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -109,9 +154,21 @@ def _load_json(path: Path) -> dict[str, list]:
   for key in ("images", "annotations", "categories"):
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
       raise InputError(f'{path}: not a COCO instances file: there is no list "{key}"')
+    _require_entries(path, key, content[key])
   if not content["images"]:
     raise InputError(f'{path}: the list "images" is empty')
   return content
+
+
+def _require_entries(path: Path, key: str, entries: list) -> None:
+  for number, entry in enumerate(entries):
+    if not isinstance(entry, dict):
+      raise InputError(f'{path}: entry {number} of "{key}" is {entry!r}, not an object')
+    for name in ("id", "image_id", "category_id"):
+      if not isinstance(entry.get(name), int | float | str | None):
+        raise InputError(
+          f'{path}: "{name}" of entry {number} of "{key}" is {entry[name]!r}, not a number or name'
+        )
 
 
 def _annotated_image(path: Path, folder: Path, entry: dict) -> AnnotatedImage:
@@ -119,6 +176,8 @@ def _annotated_image(path: Path, folder: Path, entry: dict) -> AnnotatedImage:
   if missing:
     name = entry.get("file_name", entry.get("id"))
     raise InputError(f'{path}: image {name} has no "{missing[0]}"')
+  if not isinstance(entry["file_name"], str):
+    raise InputError(f'{path}: "file_name" of image {entry["id"]} is {entry["file_name"]!r}')
   size = (entry["height"], entry["width"])
   if not all(isinstance(side, int) and side > 0 for side in size):
     raise InputError(
