@@ -58,6 +58,7 @@ def read_image(
 
   One with an EXIF orientation is turned, as viewers, annotation tools and OpenCV turn it,
   unless the size that the annotation gives shows that it was made on the pixels as stored.
+  Where both have that size (a square, a half turn), it is turned.
 
   Args:
     path: an image file of any format that Pillow knows, 8 bits per channel.
@@ -80,7 +81,7 @@ def read_image(
     if at_least is not None:
       height, width = at_least[::-1] if turn in _SIDEWAYS else at_least
       image.draft(None, (width, height))
-    pixels = image.convert("RGB")
+    pixels = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     return np.asarray(pixels.transpose(_TURNS[turn]) if turn in _TURNS else pixels)
 
 
