@@ -42,6 +42,13 @@ def get_config() -> ConfigDict:
       "eval": {
         # Global batch of the evaluation.
         "batch_size": 8,
+        # How images larger than the canvas are judged: "fit" scales them to it and the logits
+        # back, as in training; "slide" moves a window of the canvas's size over the image, so
+        # that any size is judged at its own resolution in bounded memory. Objects are then as
+        # large as in the file: fit for a network that was trained at about that scale.
+        "tiles": "fit",
+        # Least share of a window that the next one sees too ("slide"); half of it is context.
+        "overlap": 0.25,
         # Also measure the bootstrapped masks of this many box images whose masks
         # are known (they are never learned from); 0 = skip, -1 = all.
         "box_images": 64,
@@ -265,6 +272,7 @@ _NOT_NEGATIVE = (
   "study.seconds_per_box",
 )
 _CHOICES = {
+  "eval.tiles": ("fit", "slide"),
   "loss.bootstrap": ("none", "posterior", "soft", "predicted", "hard"),
   "loss.teacher": ("boxes", "self"),
 }
@@ -302,6 +310,7 @@ def check(config: ConfigDict) -> None:
   distinct = len(set(names)) == len(names) and 2 <= len(names) <= MAX_CLASSES
   _require(distinct, "data.class_names", names, "2 to 255 different names, background first")
   _check_label_maps(flat)
+  _require(0 <= flat["eval.overlap"] < 1, "eval.overlap", flat["eval.overlap"], "in [0, 1)")
   _require(flat["eval.pictures"] >= 0, "eval.pictures", flat["eval.pictures"], "at least 0")
   metrics = ["foreground_iou", "miou", "pixel_accuracy", *(f"iou/{name}" for name in names)]
   best = flat["train.best_metric"]

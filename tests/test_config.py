@@ -175,6 +175,8 @@ def test_arms_differ_in_what_they_say_and_nothing_else():
     ("data.mask_fraction", 1.5),
     ("eval.batch_size", -8),
     ("eval.pictures", -1),
+    ("eval.tiles", "slides"),
+    ("eval.overlap", 1.0),
     ("optimizer.accumulate", 0),
     ("optimizer.clip_norm", -1.0),
     ("seed", -1),

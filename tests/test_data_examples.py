@@ -1,6 +1,7 @@
 """The reader: geometry on the canvas, and that hidden masks stay hidden."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -150,11 +151,31 @@ def test_reduced_decoding_looks_like_full_decoding(tmp_path):
   assert np.abs(full.astype(int) - fast).mean() < 1.0
 
 
+@pytest.mark.parametrize(("size", "off"), [((320, 400), 0.05), ((321, 401), 0.4)])
+def test_reduced_decoding_keeps_the_image_on_its_labels(tmp_path, size, off):
+  """Decoding counts in blocks of eight: 401 columns are 51 of them, which show 408."""
+  truth = np.zeros(size, np.uint8)
+  truth[:, :392] = 1
+  path = str(tmp_path / "edge.jpg")
+  Image.fromarray(np.repeat(truth[..., None] * 255, 3, -1)).save(path, quality=98)
+  record = replace(
+    make_record(0, size=size),
+    read_labels=truth.copy,
+    read_reduced=partial(images.read_reduced, path, size),
+  )
+  example = make_reader([record], canvas=(40, 50))(0)
+  edge = 392 * 50 / size[1]
+  assert example["image"][20, :, 0].sum() / 255 == pytest.approx(edge, abs=off)
+  assert (example["labels"][20] == 1).sum() == pytest.approx(edge, abs=0.5)
+
+
 @pytest.mark.skipif(not (SHARED / "data").exists(), reason="the real data sets are not here")
 def test_a_real_photograph_is_read_like_pillow_reads_it():
   root = SHARED / "data" / "nuclei"
   record = coco.load(str(root), "test", ("background", "nucleus"))[1]
   example = make_reader([record], canvas=(128, 128), slots=len(record.boxes))(0)
   with Image.open(root / "test" / "images" / record.image_id) as photo:
-    expected = photo.convert("RGB").resize((128, 128), Image.Resampling.BILINEAR)
+    assert photo.size == (360, 360)
+    photo.draft(None, (128, 128))
+    expected = photo.resize((128, 128), Image.Resampling.BILINEAR)
   np.testing.assert_array_equal(example["image"], np.asarray(expected))

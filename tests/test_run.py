@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,10 +19,12 @@ from boxseg_jax import config as configuration
 from boxseg_jax.apps import results, study
 from boxseg_jax.data import training_set
 from boxseg_jax.errors import InputError
+from boxseg_jax.evaluation import metrics, tiles
 from boxseg_jax.parallel import Parallel
 from boxseg_jax.training import loop
 from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.run import Run
+from boxseg_jax.training.step import make_predict_fn
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,6 +97,33 @@ class TestWhatARunLeavesBehind:
     assert again == pytest.approx(named, nan_ok=True)
     shown = results.table(again, workdir)
     assert "foreground_iou" in shown and str(workdir / "pictures" / "0000006.png") in shown
+
+  def test_sliding_evaluation_and_prediction_agree(self, finished, tmp_path):
+    """Images of 96 pixels in windows of 32, by all devices and by one."""
+    config, workdir, fitted, _ = finished
+    state = last_state(config, workdir)
+    rng = np.random.default_rng(0)  # six steps teach background alone: say something of everything
+    params = jax.tree.map(
+      lambda leaf: (leaf + rng.normal(size=leaf.shape)).astype(leaf.dtype), state.ema["params"]
+    )
+    state = state.replace(ema=state.ema | {"params": params})
+    sliding = small(eval__tiles="slide", eval__box_images=0)
+    run = Run(sliding, tmp_path / "slide", report=lambda line: None)
+    named = run.measure(run.parallel.replicate(state))
+    predictor = partial(tiles.tile_predictor(make_predict_fn(run.model)), state)
+    counts = np.zeros((4, 4), int)
+    for record in run.judged.records:
+      bands = tiles.predict_bands(
+        predictor, record.read_image(), canvas=(32, 32), overlap=0.25, batch_size=4
+      )
+      classes = np.concatenate([band.classes for band in bands])
+      labels = record.read_labels()
+      np.add.at(counts, (labels[labels < 4], classes[labels < 4]), 1)
+    expected = metrics.summary(counts)
+    assert len(np.unique(np.nonzero(counts)[1])) > 1
+    assert named["miou"] == pytest.approx(expected["miou"], abs=1e-3)
+    assert named["pixel_accuracy"] == pytest.approx(expected["pixel_accuracy"], abs=1e-3)
+    assert named["pixel_accuracy"] != pytest.approx(fitted["pixel_accuracy"], abs=1e-3)
 
   def test_starting_a_finished_run_again_only_measures(self, finished):
     config, workdir, named, _ = finished

@@ -9,11 +9,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from boxseg_jax.batch import VOID, padding_example
+from boxseg_jax.data import windows
 from boxseg_jax.data.examples import ExampleReader
 from boxseg_jax.errors import InputError
 
@@ -98,6 +101,49 @@ def evaluation_batches(
     return _stack([_evaluation_example(reader, index, full_size) for index in indices[mine]])
 
   return _ahead(read, _evaluation_plan(reader, batch_size), workers, _AHEAD)
+
+
+def tile_batches(
+  reader: ExampleReader,
+  *,
+  overlap: float,
+  batch_size: int,
+  process_index: int,
+  process_count: int,
+  workers: int = 2,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields this process's part of batches that hold every pixel of every record once.
+
+  An example is a window of an image at its own resolution, see `windows`: it shows more than
+  is its own, and the labels of the rest are void. Images without a mask are void all over. All
+  batches have one shape, and no more than `workers` + 1 whole images are in memory.
+
+  Args:
+    reader: the reader; its canvas is the size of a window.
+    overlap: least share of a window that the next one sees too, in [0, 1).
+    batch_size: windows in the global batch.
+    process_index: this process, in [0, process_count).
+    process_count: processes among which the global batch is divided.
+    workers: threads that read images ahead.
+
+  Yields:
+    Batches of the evaluation contract with `batch` = batch_size / process_count, without
+    boxes; where windows run out, padding with `valid` False.
+
+  Raises:
+    InputError: a batch that cannot be divided, or whatever the records raise.
+  """
+  local = local_batch_size(batch_size, process_count)
+  planned = [
+    (index, window)
+    for index, record in enumerate(reader.records)
+    for window in windows.windows(record.size, reader.canvas, overlap)
+  ]
+  planned += [(-1, None)] * (-len(planned) % batch_size)
+  parts = np.arange(len(planned)).reshape(-1, process_count, local)[:, process_index]
+  examples = _tile_examples(reader, [planned[place] for place in parts.ravel()], workers)
+  for part in parts:
+    yield _stack([next(examples) for _ in part])
 
 
 def local_batch_size(batch_size: int, process_count: int) -> int:
@@ -221,6 +267,44 @@ def _evaluation_example(
   height, width = example["full_labels"].shape
   full[:height, :width] = example["full_labels"]
   return example | {"full_labels": full}
+
+
+def _tile_examples(reader, planned, workers) -> Iterator[dict[str, np.ndarray]]:
+  """Examples of (position of a record, window) pairs; -1 = padding."""
+  by_image = [(index, list(pairs)) for index, pairs in groupby(planned, key=lambda pair: pair[0])]
+  whole = _ahead(
+    partial(_read_whole, reader.records), [index for index, _ in by_image], workers, workers - 1
+  )
+  for (index, pairs), (image, labels) in zip(by_image, whole, strict=True):
+    for _, window in pairs:
+      yield _tile_example(reader, index, window, image, labels)
+
+
+def _read_whole(records, index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """Image and labels (None where nothing is known) of a record at its own size."""
+  if index < 0:
+    return None, None
+  read_labels = records[index].read_labels
+  return records[index].read_image(), None if read_labels is None else read_labels()
+
+
+def _tile_example(reader: ExampleReader, index: int, window, image, labels):
+  example = padding_example(reader.canvas, reader.max_boxes)
+  own = example["labels"]
+  if window is None:
+    return example | {"full_labels": own, "full_size": np.ones(2, np.int32)}
+  if labels is not None:
+    rows, columns = window
+    own[rows.own_inside, columns.own_inside] = labels[rows.own, columns.own]
+  return example | {
+    "image": windows.cut(image, window, reader.canvas),
+    "has_mask": np.array(labels is not None),
+    "valid": np.array(True),
+    "extent": windows.extent(window, reader.canvas),
+    "image_id": np.array(index, np.int32),
+    "full_labels": own,
+    "full_size": np.array(window.size, np.int32),
+  }
 
 
 def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -1,17 +1,51 @@
-"""Image files -> arrays, with errors that a person can act on."""
+"""Image files -> arrays, with errors that a person can act on.
 
+What a file may hold, and what is read:
+
+| a photograph | is read as |
+|---|---|
+| grey, palette, black and white | its colours |
+| with transparency | the colours that are stored, as if it were opaque (as OpenCV reads it) |
+| CMYK | RGB by Pillow's formula, without its colour profile |
+| with an EXIF orientation | turned, see `read_image` |
+| several frames | the first |
+| more than 8 bits per channel | refused: which values are black and white is not known |
+| more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows | refused before it is decoded |
+
+Pillow refuses twice that number, 179 million pixels, and warns from once on; here an image
+of 100 million pixels is nothing to be warned of.
+"""
+
+import contextlib
 import io
+import re
 import struct
+import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from boxseg_jax.errors import InputError
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 _UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_PHOTO = ("image file", "an image")
+_MAP = ("label map", "a label map")
 _INDEX_MODES = ("L", "P", "1")
 _COLOR_MODES = ("RGB", "P", "L")
 _INSTANCE_MODES = ("I;16", "I")
+# How an image is turned to be shown, by its EXIF orientation; without one, or at 1, it is not.
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 def read_image(
@@ -22,6 +56,10 @@ def read_image(
   content: bytes | None = None,
 ) -> np.ndarray:
   """Reads a photograph.
+
+  One with an EXIF orientation is turned, as viewers, annotation tools and OpenCV turn it,
+  unless the size that the annotation gives shows that it was made on the pixels as stored.
+  Where both have that size (a square, a half turn), it is turned.
 
   Args:
     path: an image file of any format that Pillow knows, 8 bits per channel.
@@ -35,27 +73,21 @@ def read_image(
     uint8 [height, width, 3], RGB.
 
   Raises:
-    InputError: no such file, not readable, more than 8 bits, or another size.
+    InputError: no such file, not readable, more than 8 bits, too many pixels, or
+      another size.
   """
-  try:
-    with Image.open(path if content is None else io.BytesIO(content)) as image:
-      _require_size(path, (image.height, image.width), size)
-      if image.mode.startswith(("I", "F")):
-        raise InputError(
-          f"{path}: the image has pixels of mode {image.mode} (more than 8 bits per channel); "
-          "convert it to 8 bits, or its contrast would be cut off"
-        )
-      if at_least is not None:
-        image.draft(None, (at_least[1], at_least[0]))
-      return np.asarray(image.convert("RGB"))
-  except FileNotFoundError:
-    raise InputError(f"{path}: no such image file") from None
-  except _UNREADABLE as error:
-    raise InputError(f"{path}: cannot be read as an image ({error})") from error
+  with _opened(path, content, _PHOTO) as image:
+    _require_eight_bits(path, image)
+    turn = _turn(path, image, size)
+    if at_least is not None:
+      height, width = at_least[::-1] if turn in _SIDEWAYS else at_least
+      image.draft(None, (width, height))
+    pixels = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return np.asarray(pixels.transpose(_TURNS[turn]) if turn in _TURNS else pixels)
 
 
 def image_size(path: str, content: bytes | None = None) -> tuple[int, int]:
-  """(height, width) in pixels of an image, without decoding it.
+  """(height, width) in pixels of what `read_image` gives, without decoding it.
 
   Args:
     path: an image file.
@@ -64,13 +96,9 @@ def image_size(path: str, content: bytes | None = None) -> tuple[int, int]:
   Raises:
     InputError: no such file, or no image.
   """
-  try:
-    with Image.open(path if content is None else io.BytesIO(content)) as image:
-      return image.height, image.width
-  except FileNotFoundError:
-    raise InputError(f"{path}: no such image file") from None
-  except _UNREADABLE as error:
-    raise InputError(f"{path}: cannot be read as an image ({error})") from error
+  with _opened(path, content, _PHOTO) as image:
+    size = (image.height, image.width)
+    return size[::-1] if _orientation(image) in _SIDEWAYS else size
 
 
 def read_reduced(path: str, size: tuple[int, int], at_least: tuple[int, int]) -> np.ndarray:
@@ -140,16 +168,53 @@ def read_instance_image(path: str) -> np.ndarray:
 
 def _read_channel(path, size, content, modes, wanted, as_mode=None) -> np.ndarray:
   """Pixel values of an image of one of some modes, converted to another if told to."""
+  with _opened(path, content, _MAP) as image:
+    _require_size(path, (image.height, image.width), size)
+    if image.mode not in modes:
+      raise InputError(f"{path}: the label map has pixels of mode {image.mode}; {wanted}")
+    if _orientation(image) in _TURNS:
+      raise InputError(
+        f"{path}: the label map has EXIF orientation {_orientation(image)}; save it as it "
+        "shall lie on its image, without an orientation"
+      )
+    return np.asarray(image.convert(as_mode) if as_mode else image)
+
+
+@contextlib.contextmanager
+def _opened(path: str, content: bytes | None, names: tuple[str, str]):
+  """The opened file, not decoded yet; what goes wrong until it is closed becomes an InputError."""
   try:
     with Image.open(path if content is None else io.BytesIO(content)) as image:
-      _require_size(path, (image.height, image.width), size)
-      if image.mode not in modes:
-        raise InputError(f"{path}: the label map has pixels of mode {image.mode}; {wanted}")
-      return np.asarray(image.convert(as_mode) if as_mode else image)
+      yield image
   except FileNotFoundError:
-    raise InputError(f"{path}: no such label map") from None
+    raise InputError(f"{path}: no such {names[0]}") from None
   except _UNREADABLE as error:
-    raise InputError(f"{path}: cannot be read as a label map ({error})") from error
+    raise InputError(f"{path}: cannot be read as {names[1]} ({error})") from error
+
+
+def _require_eight_bits(path: str, image: Image.Image) -> None:
+  # Pillow opens colours of 16 bits as mode RGB and would keep their upper halves alone.
+  deep = [str(tile.args) for tile in image.tile if re.search(r";16[BLN]", str(tile.args))]
+  if deep or image.mode.startswith(("I", "F")):
+    raise InputError(
+      f"{path}: the image has pixels of mode {image.mode} with more than 8 bits per channel; "
+      "convert it to 8 bits, or its contrast would be cut off"
+    )
+
+
+def _turn(path: str, image: Image.Image, annotated: tuple[int, int] | None) -> int:
+  """The orientation, a key of `_TURNS`, that fits the annotation; 1 = as stored."""
+  stored, turn = (image.height, image.width), _orientation(image)
+  shown = stored[::-1] if turn in _SIDEWAYS else stored
+  if annotated is None or shown == tuple(annotated):
+    return turn
+  _require_size(path, stored, annotated)
+  return 1
+
+
+def _orientation(image: Image.Image) -> int:
+  """The EXIF orientation; 1 where there is none, and of a TIFF, which Pillow turns by itself."""
+  return 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _require_size(path: str, found: tuple[int, int], annotated: tuple[int, int] | None) -> None:

@@ -277,6 +277,19 @@ def evaluation_batches(reader: ExampleReader, config: ConfigDict, parallel):
   )
 
 
+def judged_batches(reader: ExampleReader, config: ConfigDict, parallel):
+  """`evaluation_batches`, or with `config.eval.tiles` = "slide" windows at the images' own size."""
+  if config.eval.tiles == "fit":
+    return evaluation_batches(reader, config, parallel)
+  return feed.tile_batches(
+    reader,
+    overlap=config.eval.overlap,
+    batch_size=config.eval.batch_size,
+    process_index=parallel.process_index,
+    process_count=parallel.process_count,
+  )
+
+
 def class_weights(given, records: Sequence[Record], num_classes: int) -> tuple[float, ...]:
   """Weights of the classes in the loss.
 

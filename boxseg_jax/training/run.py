@@ -113,13 +113,15 @@ class Run:
 
   def measure(self, state) -> dict[str, float]:
     """All metrics of a state by name, see `evaluation.evaluate.results`."""
-    totals = self._totals(self._evaluators.segmentation, state, self.judged)
-    if self.training.known_box_images:
-      totals |= self._totals(self._evaluators.boxes, state, self.training.known_box_images)
+    judged = training_set.judged_batches(self.judged, self.config, self.parallel)
+    totals = self._totals(self._evaluators.segmentation, state, judged)
+    known = self.training.known_box_images
+    if known:
+      boxed = training_set.evaluation_batches(known, self.config, self.parallel)
+      totals |= self._totals(self._evaluators.boxes, state, boxed)
     return evaluate.results(totals, self.config.data.class_names)
 
-  def _totals(self, sums_fn, state, reader):
-    batches = training_set.evaluation_batches(reader, self.config, self.parallel)
+  def _totals(self, sums_fn, state, batches):
     return evaluate.evaluate(sums_fn, state, batches, self.parallel.put_batch)
 
 
