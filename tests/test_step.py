@@ -141,7 +141,7 @@ def test_state_moves_and_counts(reference):
   assert history[0]["loss"] != history[1]["loss"]
   for metrics in history:
     terms = metrics["loss_mask"] + metrics["loss_outside"] + metrics["loss_box"]
-    terms += metrics["loss_teacher"]
+    terms += metrics["loss_sigma"] + metrics["loss_teacher"]
     np.testing.assert_allclose(metrics["loss"], terms, rtol=1e-6)
     assert 0 < metrics["certainty_box"] <= 1
     assert (metrics["intersection"] <= metrics["union"]).all()
@@ -159,10 +159,10 @@ def test_labels_of_box_images_are_never_looked_at(reference):
 
 
 def test_bootstrapping_changes_nothing_before_its_start(reference):
-  none, _ = train(bootstrap="none", steps=1)
-  soft, _ = train(bootstrap="soft", steps=1)
-  jax.tree.map(np.testing.assert_array_equal, none, soft)
-  later, _ = train(bootstrap="none")
+  soon, _ = train(steps=1)
+  late, _ = train(steps=1, bootstrap_start=9)
+  jax.tree.map(np.testing.assert_array_equal, soon, late)
+  later, _ = train(bootstrap_start=9)
   different = [
     np.any(a != b)
     for a, b in zip(
