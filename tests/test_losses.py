@@ -1,5 +1,7 @@
 """The paper's formulas against hand numbers, exact integrals and finite differences."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import jax.test_util
@@ -8,7 +10,7 @@ import pytest
 from scipy import integrate, special, stats
 
 from boxseg_jax.batch import VOID
-from boxseg_jax.losses import bootstrap, objective, projection, uncertainty
+from boxseg_jax.losses import bootstrap, crf, objective, projection, uncertainty
 from boxseg_jax.losses.boxes import box_labels, box_maps, object_priors, spans
 
 CANVAS = (4, 6)
@@ -466,6 +468,7 @@ class TestPosterior:
       self.labels,
       strength=1.0,
       prior=self.prior,
+      smooth=lambda logits: logits,
       fill=lambda p: p,
     )
     np.testing.assert_allclose(target[0, 0, 0], [1 / 13, 12 / 13, 0.0], rtol=1e-5)
@@ -478,6 +481,7 @@ class TestPosterior:
       self.labels,
       strength=0.0,
       prior=self.prior,
+      smooth=lambda logits: logits,
       fill=lambda p: p,
     )
     np.testing.assert_allclose(target[0, 0, 0], [0.2, 0.8, 0.0], rtol=1e-5)
@@ -486,6 +490,50 @@ class TestPosterior:
   def test_a_certain_prior_can_be_overruled(self):
     moved = bootstrap.with_prior(jnp.zeros((2, 3)), jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(moved[:, 0], [np.log(97 / 3), -np.log(97 / 3)], rtol=1e-5)
+
+
+class TestMeanField:
+  """Neighbours of like colour, written out."""
+
+  rng = np.random.default_rng(4)
+  image = rng.uniform(0.0, 0.1, (1, 5, 6, 3))
+  logits = rng.normal(size=(1, 5, 6, 3))
+
+  def test_pixel_by_pixel(self):
+    heard = self.logits[0]
+    for _ in range(crf.ITERATIONS):
+      p = special.softmax(heard, axis=-1)
+      heard = np.array(
+        [[self.logits[0, y, x] + self._message(p, y, x) for x in range(6)] for y in range(5)]
+      )
+    got = crf.mean_field(
+      jnp.asarray(self.logits, jnp.float32), jnp.asarray(self.image, jnp.float32)
+    )
+    np.testing.assert_allclose(got[0], heard, rtol=1e-4, atol=1e-4)
+
+  def _message(self, p, y, x):
+    message, total = np.zeros(3), 1e-3
+    for v, u in itertools.product(range(y - 2, y + 3), range(x - 2, x + 3)):
+      if (v, u) != (y, x) and 0 <= v < 5 and 0 <= u < 6:
+        colours = np.sum((self.image[0, y, x] - self.image[0, v, u]) ** 2)
+        place = (v - y) ** 2 + (u - x) ** 2
+        weight = np.exp(-colours / (2 * 0.03**2) - place / (2 * 1.5**2))
+        message, total = message + weight * p[v, u], total + weight
+    return 6.0 * message / total
+
+  def test_one_doubtful_pixel_follows_its_colour(self):
+    image = np.zeros((1, 7, 8, 3), np.float32)
+    image[:, :, 4:] = 0.5
+    logits = np.zeros((1, 7, 8, 2), np.float32)
+    logits[:, :, 4:, 1], logits[:, :, :4, 1] = 4.0, -4.0
+    logits[0, 3, 3, 1], logits[0, 3, 4, 1] = 1.0, -1.0  # on either side of the edge
+    got = np.argmax(crf.mean_field(jnp.asarray(logits), jnp.asarray(image)), axis=-1)[0]
+    assert (got[:, :4] == 0).all() and (got[:, 4:] == 1).all()
+
+  def test_what_cannot_be_stays_so(self):
+    logits = jnp.asarray(self.logits, jnp.float32).at[..., 2].set(-jnp.inf)
+    got = jax.nn.softmax(crf.mean_field(logits, jnp.asarray(self.image, jnp.float32)))
+    assert (got[..., 2] == 0).all() and np.isfinite(got).all()
 
 
 class TestFillBoxes:
@@ -500,7 +548,7 @@ class TestFillBoxes:
     logits = 3 * np.random.default_rng(0).normal(size=(1, 40, 40, 3)) + [background, 0, 0]
     crowd = np.array([crowd])
     labels = box_labels(self.BOXES, self.CLASSES, crowd, canvas=(40, 40), num_classes=3)
-    given = bootstrap.allowed_prediction(jnp.asarray(logits, jnp.float32), labels.allowed)
+    given = jax.nn.softmax(jnp.where(labels.allowed, jnp.asarray(logits, jnp.float32), -jnp.inf))
     band = (np.full((1, 3), low), np.full((1, 3), high))
     real = (self.CLASSES > 0) & ~crowd
     moved = bootstrap.fill_boxes(given, spans(self.BOXES, (40, 40)), band, real)

@@ -3,7 +3,7 @@
 Inside a box the target moves from what the box alone says to what the teacher sees there:
 the moving average of the network itself, or of its decoder that is shown the boxes.
 
-    posterior:  t ~ q * prior, filled
+    posterior:  t ~ q * prior, along colours (`crf`), filled
     soft:       t = c * onehot(box class) + (1 - c) * q
     predicted:  t = q
     hard:       t = onehot(argmax q)
@@ -22,20 +22,6 @@ import jax.numpy as jnp
 
 from boxseg_jax.batch import BACKGROUND
 from boxseg_jax.losses import uncertainty
-
-
-def allowed_prediction(logits, allowed):
-  """Softmax over the allowed classes alone.
-
-  Args:
-    logits: float32 [..., num_classes].
-    allowed: bool [..., num_classes], at least one True per pixel.
-
-  Returns:
-    float32 [..., num_classes], sums to 1, 0 where not allowed.
-  """
-  return jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
-
 
 SHIFTS = tuple(range(-12, 13, 2))  # of log-odds, among which the wanted one is interpolated
 _PRIORS = 0.03, 0.97
@@ -114,7 +100,7 @@ def with_prior(logits, prior):
   return logits.at[..., BACKGROUND].add(jnp.log1p(-prior) - jnp.log(prior))
 
 
-def targets(kind, teacher_logits, sigma, boxes, *, strength, prior=None, fill=None):
+def targets(kind, teacher_logits, sigma, boxes, *, strength, prior=None, smooth=None, fill=None):
   """Targets inside boxes.
 
   Args:
@@ -124,6 +110,7 @@ def targets(kind, teacher_logits, sigma, boxes, *, strength, prior=None, fill=No
     boxes: losses.boxes.BoxLabels of the same images.
     strength: float32 scalar in [0, 1], 0 before bootstrapping starts, 1 after its ramp.
     prior: `boxes.object_priors` of these boxes; of "posterior".
+    smooth: `crf.mean_field` of these images, as a function of the logits; of "posterior".
     fill: `fill_boxes` of these boxes, as a function of the probabilities; of "posterior".
 
   Returns:
@@ -134,10 +121,11 @@ def targets(kind, teacher_logits, sigma, boxes, *, strength, prior=None, fill=No
   of_box = box_target(boxes, num_classes, prior)
   if kind == "none":
     return of_box
+  possible = jnp.where(boxes.allowed, teacher_logits, -jnp.inf)
   if kind == "posterior":
-    believed = fill(allowed_prediction(with_prior(teacher_logits, prior), boxes.allowed))
+    believed = fill(jax.nn.softmax(smooth(with_prior(possible, prior)), axis=-1))
   else:
-    believed = allowed_prediction(teacher_logits, boxes.allowed)
+    believed = jax.nn.softmax(possible, axis=-1)
   if kind == "soft":
     c = uncertainty.certainty(sigma)[..., None]
     believed = c * of_box + (1.0 - c) * believed

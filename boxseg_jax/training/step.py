@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from boxseg_jax.data.box_priors import BoxPriors
-from boxseg_jax.losses import bootstrap, objective, uncertainty
+from boxseg_jax.losses import bootstrap, crf, objective, uncertainty
 from boxseg_jax.training.state import TrainState, update_ema
 
 
@@ -93,8 +93,9 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
   else:
     outputs = model.apply(variables, image, train=False)
     logits = outputs.logits
-  fill = None
+  fill = smooth = None
   if settings.bootstrap == "posterior":
+    smooth = partial(crf.mean_field, image=image)
     fill = partial(objective.fill_boxes, batch=batch, bands=settings.box_priors.fill_bands)
   target = bootstrap.targets(
     settings.bootstrap,
@@ -103,6 +104,7 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
     boxes,
     strength=strength,
     prior=_object_priors(batch, settings),
+    smooth=smooth,
     fill=fill,
   )
   return target, outputs.sigma
