@@ -190,8 +190,8 @@ def _loss():
     # prediction as it is, "hard" its most likely class, "none" the box's class.
     "bootstrap": "posterior",
     # Whose prediction it takes: "self", the network's own; "boxes", that of a second decoder,
-    # used while training alone, which is shown the boxes and learns from the mask images. Without
-    # mask images it is "self" (and "predicted" is "soft").
+    # used while training alone, which is shown the boxes and learns from the mask images
+    # ("posterior": the mean of both). Without mask images it is "self" (and "predicted" is "soft").
     "teacher": "boxes",
     # Where bootstrapping starts, and how long it takes to come in fully; shares of
     # train.num_steps.

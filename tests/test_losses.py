@@ -1,6 +1,7 @@
 """The paper's formulas against hand numbers, exact integrals and finite differences."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -330,12 +331,12 @@ def test_teacher_loss_counts_known_mask_pixels():
   logits = jnp.zeros((2, 1, 2, 3)).at[:, :, :, 1].set(2.0)
   labels = jnp.array([[[1, VOID]], [[1, 1]]])
   in_mask = jnp.array([[[True, False]], [[False, False]]])
-  loss = objective.teacher_loss(logits, labels, in_mask)
-  assert loss == pytest.approx(np.log(2 + np.exp(2.0)) - 2.0, rel=1e-6)
-  even = objective.teacher_loss(logits, labels, in_mask, prior=jnp.full((2, 1, 2), 0.5))
-  assert even == pytest.approx(float(loss), rel=1e-6)
-  likely = objective.teacher_loss(logits, labels, in_mask, prior=jnp.full((2, 1, 2), 0.9))
-  assert likely == pytest.approx(np.log(1 / 9 + np.exp(2.0) + 1) - 2.0, rel=1e-5)
+  weights = jnp.array([1.0, 3.0, 1.0])
+  loss = partial(objective.teacher_loss, logits, labels, in_mask, class_weights=weights)
+  assert loss() == pytest.approx(3 * (np.log(2 + np.exp(2.0)) - 2.0), rel=1e-6)
+  assert loss(prior=jnp.full((2, 1, 2), 0.5)) == pytest.approx(float(loss()), rel=1e-6)
+  likely = 3 * (np.log(1 / 9 + np.exp(2.0) + 1) - 2.0)
+  assert loss(prior=jnp.full((2, 1, 2), 0.9)) == pytest.approx(likely, rel=1e-5)
 
 
 class TestProjection:

@@ -173,15 +173,14 @@ def _projection(logits, batch, inside, class_weights, affinity_weight):
   )
 
 
-def teacher_loss(logits, labels, in_mask, *, prior=None):
-  """Cross entropy of the teacher on mask pixels, as a sum.
-
-  Without weights of classes: they would be in its beliefs, and again in the loss of the targets.
+def teacher_loss(logits, labels, in_mask, *, class_weights, prior=None):
+  """Weighted cross entropy of the teacher on mask pixels, as a sum.
 
   Args:
     logits: float32 [batch, height, width, K], of the teacher.
     labels: int32 [batch, height, width], of the images that it was shown.
     in_mask: bool [batch, height, width], see `PixelRoles`.
+    class_weights: as for `objective`.
     prior: `read_object_priors` of these images; the teacher then learns what goes beyond them.
 
   Returns:
@@ -191,4 +190,5 @@ def teacher_loss(logits, labels, in_mask, *, prior=None):
   if prior is not None:
     logits = bootstrap.with_prior(logits, prior)
   target = jax.nn.one_hot(jnp.where(in_mask, labels, BACKGROUND), logits.shape[-1])
-  return jnp.sum(uncertainty.cross_entropy(logits, target), where=in_mask)
+  loss = uncertainty.cross_entropy(logits, target * class_weights)
+  return jnp.sum(loss, where=in_mask)

@@ -26,7 +26,7 @@ class LossSettings(NamedTuple):
     inside_boxes: loss inside boxes, see `objective`.
     bootstrap: "none", "posterior", "soft", "predicted" or "hard".
     teacher: whose prediction bootstrapped targets take: that of the network "self", or of
-      its decoder that is shown the "boxes".
+      its decoder that is shown the "boxes" ("posterior": the mean of both).
     mask_images: mask images in the global batch; they come first, in every part of it too.
     box_images: box images in the global batch; they come last.
     bootstrap_start: first step with bootstrapped targets; also the steps over which the
@@ -90,6 +90,8 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
   if settings.teacher == "boxes":
     maps = objective.read_box_maps(batch, boxes)
     outputs, logits = model.apply(variables, image, maps, train=False, method="with_teacher")
+    if settings.bootstrap == "posterior":  # what either knows: the geometric mean of both
+      logits = (logits + outputs.logits) / 2.0
   else:
     outputs = model.apply(variables, image, train=False)
     logits = outputs.logits
@@ -200,7 +202,11 @@ def make_loss(model, settings: LossSettings) -> Callable:
       shown = len(taught)
       first = jax.tree.map(lambda x: x[:shown], batch)
       sums["loss_teacher"] = objective.teacher_loss(
-        taught, first["labels"], in_mask[:shown], prior=_object_priors(first, settings)
+        taught,
+        first["labels"],
+        in_mask[:shown],
+        class_weights=class_weights,
+        prior=_object_priors(first, settings),
       )
       total += sums["loss_teacher"]
     sums |= _mask_overlap(outputs.logits, labels, in_mask, settings.num_classes)
