@@ -195,8 +195,8 @@ def _loss():
     "teacher": "boxes",
     # Where bootstrapping starts, and how long it takes to come in fully; shares of
     # train.num_steps.
-    "bootstrap_start": 0.3,
-    "bootstrap_ramp": 0.1,
+    "bootstrap_start": 0.1,
+    "bootstrap_ramp": 0.2,
     # One weight per class; () = all 1; ("auto",) = by the inverse square root of
     # the classes' frequency.
     "class_weights": (),

@@ -8,10 +8,10 @@ the moving average of the network itself, or of its decoder that is shown the bo
     predicted:  t = q
     hard:       t = onehot(argmax q)
 
-with q the teacher's prediction (for "posterior", the mean of its logits and of the network's own)
-restricted to the classes that the boxes allow, c the network's
-certainty of the box's class, and the prior how often objects have covered this part of their
-boxes. `none` keeps t = onehot(box class). For "posterior", the box alone says the prior.
+with q the teacher's prediction (for "posterior", by the mean of its logits and the network's own)
+restricted to the classes that the boxes allow, c the network's certainty of the box's class, and
+the prior how often objects have covered this part of their boxes. `none` keeps
+t = onehot(box class). For "posterior", the box alone says the prior.
 
 A teacher that knows a class badly says background all over its boxes, and the network would learn
 that. `fill_boxes` moves the odds of object, box by box, as far as it takes for a usual share of
