@@ -76,15 +76,20 @@ def write_tiny_cityscapes(root, config):
 
 
 @pytest.mark.parametrize(
-  ("mask_images", "expected"),
-  [(0, ("self", "soft")), (2, ("boxes", "predicted")), (8, ("self", "predicted"))],
+  ("bootstrap", "mask_images", "expected"),
+  [
+    ("posterior", 0, ("self", "posterior")),
+    ("posterior", 2, ("boxes", "posterior")),
+    ("posterior", 8, ("self", "posterior")),
+    ("predicted", 0, ("self", "soft")),
+    ("predicted", 2, ("boxes", "predicted")),
+  ],
 )
-def test_a_teacher_needs_mask_images_and_box_images(mask_images, expected):
+def test_a_teacher_needs_mask_images_and_box_images(bootstrap, mask_images, expected):
   config = configuration.get_config()
-  config.loss.teacher, config.loss.bootstrap = "boxes", "predicted"
+  config.loss.teacher, config.loss.bootstrap = "boxes", bootstrap
   settings = build.loss_settings(config, [1.0] * 4, mask_images=mask_images)
   assert (settings.teacher, settings.bootstrap) == expected
-  assert settings.bootstrap_start == (150 if mask_images == 0 else 90)  # of 300 steps
 
 
 def write_tiny_set(root, config):
