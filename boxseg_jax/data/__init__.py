@@ -9,9 +9,13 @@
 | `survey` | what that reading saw of each image, and what a split adds up to |
 | `findings` | judges it: errors, and warnings |
 | `split` | which images give their mask, which only their boxes |
+| `box_priors` | how objects lie in their boxes, as the masks show it |
+| `faults`, `grabcut` | for comparisons: mistakes in boxes, boxes made into masks |
 | `order` | which images make up the batch of a step |
 | `examples` | record -> example on the canvas |
+| `windows` | parts of an image that is judged at its own size |
 | `feed` | examples -> batches, by tf.data or by threads |
+| `training_set` | all of it together: what a run reads |
 """
 
 import re
