@@ -288,7 +288,7 @@ class TestArms:
     study.run(config, tmp_path, report=fewer.append)
     assert len(fewer) == 1 and "finished earlier" in fewer[0]
     config.study.arms = ("uncertainty",)
-    with pytest.raises(InputError, match="loss.bootstrap: 'soft' -> 'hard'"):
+    with pytest.raises(InputError, match="loss.bootstrap: 'posterior' -> 'hard'"):
       study.run(config, tmp_path, report=fewer.append)
 
   def test_study_repeats_what_learns_from_boxes_with_each_fault(self, tmp_path):
