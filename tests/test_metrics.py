@@ -81,34 +81,6 @@ def test_summary_of_more_pixels_than_int32_holds():
   np.testing.assert_allclose(values["iou"], [0.5, 0.5])
 
 
-@pytest.mark.parametrize("full_shape", [(20, 33), (13, 7), (5, 4)])
-def test_resize_of_a_covered_canvas_equals_jax_image(full_shape):
-  scores = jax.random.normal(jax.random.key(0), (2, 13, 7, 3))
-  size = jnp.tile(jnp.array([full_shape]), (2, 1))
-  resized = metrics.resize_to_labels(scores, jnp.ones((2, 2)), size, full_shape)
-  expected = jax.image.resize(scores, (2, *full_shape, 3), "bilinear", antialias=False)
-  np.testing.assert_allclose(resized, expected, atol=1e-5)
-
-
-def test_resize_gives_every_image_its_own_size_and_share():
-  """The covered parts alone, resized one by one, are the reference; the rest is poison."""
-  scores = jax.random.normal(jax.random.key(1), (3, 12, 16, 2))
-  covered = [(12, 16), (9, 16), (12, 5)]
-  sizes = [(30, 40), (18, 32), (24, 10)]
-  extent = jnp.array([(h / 12, w / 16) for h, w in covered])
-  poisoned = np.full(scores.shape, 1e6, np.float32)
-  for image, (h, w) in enumerate(covered):
-    poisoned[image, :h, :w] = scores[image, :h, :w]
-  resize = functools.partial(metrics.resize_to_labels, full_shape=(30, 40))
-  eager = resize(jnp.asarray(poisoned), extent, jnp.array(sizes))
-  compiled = jax.jit(resize)(jnp.asarray(poisoned), extent, jnp.array(sizes))
-  for image, ((h, w), (full_h, full_w)) in enumerate(zip(covered, sizes, strict=True)):
-    part = scores[image, :h, :w]
-    expected = jax.image.resize(part, (full_h, full_w, 2), "bilinear", antialias=False)
-    for resized in (eager, compiled):
-      np.testing.assert_allclose(resized[image, :full_h, :full_w], expected, atol=1e-4)
-
-
 def test_histogram_by_hand():
   bins = metrics.UNCERTAINTY_BINS
   certainty = np.array([1.0, 1.0, 0.5 / bins, 1.5 / bins, 0.3, 1e-9], np.float32)

@@ -21,7 +21,7 @@ from boxseg_jax.data.examples import ExampleReader
 from boxseg_jax.errors import InputError
 
 _AHEAD = 2  # batches that are ready or in work beyond the one in use
-_BUCKET = 128  # pixels; label sizes are rounded up to multiples of it in evaluation
+_BUCKET = 128  # pixels; images' own sizes are rounded up to multiples of it
 
 
 def training_batches(
@@ -166,6 +166,12 @@ def local_batch_size(batch_size: int, process_count: int) -> int:
   return batch_size // process_count
 
 
+def bucket(size: tuple[int, int]) -> tuple[int, int]:
+  """The next larger (height, width) of a few that programs are compiled for, in pixels."""
+  height, width = (-(-side // _BUCKET) * _BUCKET for side in size)
+  return height, width
+
+
 def _pipeline(name: str) -> str:
   if name not in ("tf", "numpy", "auto"):
     raise InputError(f"data.pipeline is {name!r}, but must be 'tf', 'numpy' or 'auto'")
@@ -246,8 +252,7 @@ def _evaluation_plan(
   """(full_height, full_width) and record positions of every global batch, -1 = padding."""
   buckets = {}
   for index, record in enumerate(reader.records):
-    full_size = tuple(-(-side // _BUCKET) * _BUCKET for side in record.size)
-    buckets.setdefault(full_size, []).append(index)
+    buckets.setdefault(bucket(record.size), []).append(index)
   plan = []
   for full_size, indices in sorted(buckets.items()):
     indices = indices + [-1] * (-len(indices) % batch_size)

@@ -16,6 +16,7 @@ import numpy as np
 from boxseg_jax.batch import VOID, Batch
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import metrics
+from boxseg_jax.evaluation.resize import in_strips
 from boxseg_jax.losses import uncertainty
 
 Sums = dict[str, jax.Array]
@@ -50,11 +51,12 @@ def segmentation_sums(
   """
   logits, _ = predict_fn(state, batch)
   labels = _valid_labels(batch["full_labels"], batch["valid"])
-  logits = metrics.resize_to_labels(
-    logits, batch["extent"], batch["full_size"], full_shape=labels.shape[1:]
-  )
-  counts = metrics.confusion(most_likely_class(logits), labels, num_classes)
-  return _add_up({"confusion": counts}, axis_name)
+
+  def compare(logits, labels):
+    return metrics.confusion(most_likely_class(logits), labels, num_classes)
+
+  strips = in_strips(compare, logits, batch["extent"], batch["full_size"], labels.shape[1:], labels)
+  return _add_up({"confusion": jnp.sum(strips, axis=0)}, axis_name)
 
 
 def box_sums(

@@ -13,43 +13,6 @@ import numpy as np
 UNCERTAINTY_BINS = 1024  # steps of certainty of 0.001: finer than sigma is learned
 
 
-def resize_to_labels(
-  scores: jax.Array, extent: jax.Array, full_size: jax.Array, full_shape: tuple[int, int]
-) -> jax.Array:
-  """Bilinear scores at the labels' own resolution, from the canvas that shows the image.
-
-  Every image of the batch has its own size and covers its own share of the
-  canvas, so there is one matrix per image and axis: a resize is two matrix
-  products, which accelerators do better than gathers.
-
-  Args:
-    scores: float32 [batch, height, width, channels] on the canvas.
-    extent: float32 [batch, 2], (height, width) share of the canvas that the image covers, (0, 1].
-    full_size: int32 [batch, 2], (height, width) of each image in pixels, at most `full_shape`.
-    full_shape: (full_height, full_width) of the result, static.
-
-  Returns:
-    float32 [batch, full_height, full_width, channels], image at the top left; pixels beyond an
-    image's `full_size` are arbitrary. Half-pixel centres, edges repeated, no antialiasing: the
-    numbers of `jax.image.resize(..., "bilinear", antialias=False)` where the canvas is covered.
-  """
-  rows = _interpolation(scores.shape[1], extent[:, 0], full_size[:, 0], full_shape[0])
-  columns = _interpolation(scores.shape[2], extent[:, 1], full_size[:, 1], full_shape[1])
-  # HIGHEST: the default of TPUs and new GPUs would round scores to 8-10 bits.
-  highest = jax.lax.Precision.HIGHEST
-  tall = jnp.einsum("byh,bhwc->bywc", rows, scores, precision=highest)
-  return jnp.einsum("bxw,bywc->byxc", columns, tall, precision=highest)
-
-
-def _interpolation(canvas: int, extent: jax.Array, size: jax.Array, length: int) -> jax.Array:
-  """Weights of canvas pixels for label pixels along one axis, float32 [batch, length, canvas]."""
-  covered = (extent * canvas)[:, None]
-  centre = (jnp.arange(length) + 0.5) * covered / size[:, None] - 0.5
-  # Never beyond the covered part: the canvas goes on there with padding.
-  centre = jnp.clip(centre, 0.0, jnp.maximum(covered - 1.0, 0.0))
-  return jnp.maximum(0.0, 1.0 - jnp.abs(centre[:, :, None] - jnp.arange(canvas)))
-
-
 def confusion(predicted: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
   """Counts pixels by label and prediction.
 
