@@ -55,6 +55,13 @@ def get_config() -> ConfigDict:
         # Number of images in the picture that each evaluation writes.
         "pictures": 6,
       },
+      # --mode=predict; windows as in `eval`.
+      "predict": {
+        # Average with the prediction of the mirrored image, at twice the price.
+        "mirror": False,
+        # Also write each image with the classes' colours over it.
+        "overlays": True,
+      },
       "parallel": {
         # "pmap" or "jit" (jit of shard_map on a mesh): the same numbers.
         "kind": "pmap",

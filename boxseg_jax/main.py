@@ -1,27 +1,25 @@
 """The command: configuration, workdir, mode -> one call. The only file with flags."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from boxseg_jax.errors import InputError
+from boxseg_jax.errors import InputError, NonFiniteLossError, PartlyDoneError
 
-MODES = ("train", "evaluate", "study", "check_data")
+STATUS = {NonFiniteLossError: 1, InputError: 2, PartlyDoneError: 3}
+MODES = ("train", "evaluate", "study", "check_data", "predict")
 
 
 def run() -> None:
-  """Entry point: one message and exit status 2 where the input is wrong."""
+  """Entry point: one message and an exit status where the input is wrong."""
   try:
     app.run(_main, flags_parser=_parse_flags)
-  except InputError as error:
-    sys.exit(_say(error, status=2))
-
-
-def _say(error: Exception, *, status: int) -> int:
-  print(f"error: {error}", file=sys.stderr)
-  return status
+  except tuple(STATUS) as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(STATUS[type(error)])
 
 
 def _parse_flags(argv):
@@ -50,6 +48,8 @@ def _define_flags() -> None:
   )
   flags.DEFINE_string("workdir", "runs/default", "Folder of the run.")
   flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+  flags.DEFINE_multi_string("images", [], "File, folder or pattern (predict); may be repeated.")
+  flags.DEFINE_string("to", "", "Where results go (predict); a folder beside the run by default.")
   cache = Path.home() / ".cache" / "boxseg_jax"
   flags.DEFINE_string("compilation_cache", str(cache), "Folder of compiled programs.")
 
@@ -58,20 +58,18 @@ def _main(argv) -> None:
   del argv
   # Imported late, so that a misspelt flag is told at once.
   from boxseg_jax import parallel
-  from boxseg_jax.apps import check_data, results, study
+  from boxseg_jax.apps import check_data, predict, results, study
   from boxseg_jax.training import loop
 
   values = flags.FLAGS
   # Orbax tells every rename as INFO, every checkpoint between evaluations as a WARNING.
   logging.set_verbosity(logging.ERROR)
   parallel.keep_compiled_programs(values.compilation_cache)
-  runs = (loop.train, results.evaluate_run, study.run, check_data.run)
-  modes = dict(zip(MODES, runs, strict=True))
+  runs = {"train": loop.train, "evaluate": results.evaluate_run, "study": study.run}
+  runs |= {"check_data": check_data.run}
+  runs |= {"predict": partial(predict.run, images=values.images, to=values.to)}
   workdir = Path(values.workdir)
-  try:
-    outcome = modes[values.mode](values.config, workdir)
-  except loop.NonFiniteLossError as error:
-    sys.exit(_say(error, status=1))
+  outcome = runs[values.mode](values.config, workdir)
   print(outcome if isinstance(outcome, str) else results.table(outcome, workdir))
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from boxseg_jax.evaluation import pictures
-from boxseg_jax.evaluation.pictures import Views, overlay, palette, panel, save_png
+from boxseg_jax.evaluation.pictures import Views, overlay, palette, panel, save
 
 NAMES = ("background", "car", "person")
 CANVAS = (40, 50)  # enlarged four times
@@ -187,10 +187,10 @@ def test_overlay_keeps_size_and_leaves_the_photo_alone():
   assert (shown == 80).all() and (photo == 100).all()
 
 
-def test_save_png_writes_what_it_was_given(tmp_path):
+def test_save_writes_what_it_was_given(tmp_path):
   picture = np.random.RandomState(0).randint(0, 256, (5, 7, 3)).astype(np.uint8)
   path = tmp_path / "pictures" / "step_10.png"
-  save_png(path, picture)
+  save(path, picture)
   np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
   assert [p.name for p in path.parent.iterdir()] == ["step_10.png"]
 

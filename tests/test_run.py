@@ -18,7 +18,7 @@ from PIL import Image
 from boxseg_jax import config as configuration
 from boxseg_jax.apps import results, study
 from boxseg_jax.data import training_set
-from boxseg_jax.errors import InputError
+from boxseg_jax.errors import InputError, NonFiniteLossError
 from boxseg_jax.evaluation import metrics, tiles
 from boxseg_jax.parallel import Parallel
 from boxseg_jax.training import loop
@@ -110,7 +110,7 @@ class TestWhatARunLeavesBehind:
     sliding = small(eval__tiles="slide", eval__box_images=0)
     run = Run(sliding, tmp_path / "slide", report=lambda line: None)
     named = run.measure(run.parallel.replicate(state))
-    predictor = partial(tiles.tile_predictor(make_predict_fn(run.model)), state)
+    predictor = partial(tiles.tile_predictor(make_predict_fn(run.model)), state.ema)
     counts = np.zeros((4, 4), int)
     for record in run.judged.records:
       bands = tiles.predict_bands(
@@ -331,7 +331,7 @@ class TestWhatStopsARun:
     config = small(
       optimizer__learning_rate=1e30, optimizer__clip_norm=0.0, train__checkpoint_every=1
     )
-    with pytest.raises(loop.NonFiniteLossError, match=r"at step \d: loss"):
+    with pytest.raises(NonFiniteLossError, match=r"at step \d: loss"):
       loop.train(config, tmp_path, report=lambda line: None)
     assert not (tmp_path / "result.json").exists()
     if (tmp_path / "checkpoints").exists() and _newest_checkpoint(tmp_path) > 0:

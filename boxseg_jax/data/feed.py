@@ -100,7 +100,7 @@ def evaluation_batches(
     full_size, indices = planned
     return _stack([_evaluation_example(reader, index, full_size) for index in indices[mine]])
 
-  return _ahead(read, _evaluation_plan(reader, batch_size), workers, _AHEAD)
+  return ahead(read, _evaluation_plan(reader, batch_size), workers, _AHEAD)
 
 
 def tile_batches(
@@ -203,7 +203,7 @@ def _tensorflow() -> Any:
 
 def _numpy_batches(reader, indices_at, steps, local, workers) -> Iterator[dict[str, np.ndarray]]:
   indices = (int(index) for step in steps for index in indices_at(step))
-  examples = _ahead(reader, indices, workers, depth=_AHEAD * local)
+  examples = ahead(reader, indices, workers, depth=_AHEAD * local)
   for _ in steps:
     yield _stack([next(examples) for _ in range(local)])
 
@@ -277,7 +277,7 @@ def _evaluation_example(
 def _tile_examples(reader, planned, workers) -> Iterator[dict[str, np.ndarray]]:
   """Examples of (position of a record, window) pairs; -1 = padding."""
   by_image = [(index, list(pairs)) for index, pairs in groupby(planned, key=lambda pair: pair[0])]
-  whole = _ahead(
+  whole = ahead(
     partial(_read_whole, reader.records), [index for index, _ in by_image], workers, workers - 1
   )
   for (index, pairs), (image, labels) in zip(by_image, whole, strict=True):
@@ -316,8 +316,19 @@ def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
   return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
-def _ahead(function: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
-  """`map` in order, with up to `depth` results in work or waiting; ends its threads with itself."""
+def ahead(function: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
+  """`map` in threads, in order.
+
+  Args:
+    function: called in several threads at once.
+    items: what it is called with, drawn as room becomes free.
+    workers: threads.
+    depth: results in work or waiting at most.
+
+  Yields:
+    Results in the order of the items; what the function raises is raised in its place. The
+    threads end with the iterator.
+  """
   pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="boxseg-read")
   waiting = deque()
   try:

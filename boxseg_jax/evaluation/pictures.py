@@ -131,6 +131,41 @@ def annotated(
   return _tagged(_draw_boxes(tile, view, colours), "boxes only" if labels is None else "mask")
 
 
+def predicted(
+  image: np.ndarray, classes: np.ndarray, certainty: np.ndarray, class_names: Sequence[str]
+) -> np.ndarray:
+  """What a network says of one photograph: image, prediction and certainty side by side.
+
+  Args:
+    image: uint8 [height, width, 3].
+    classes: int [height, width], class ids.
+    certainty: float [height, width] in [0, 1].
+    class_names: names by class id, background first.
+
+  Returns:
+    uint8 [page_height, page_width, 3]; small images are enlarged, large ones shrunk.
+  """
+  colours = palette(len(class_names))
+  size = _tile_size(image.shape[:2])
+  photo = _photo(image, size)
+  tiles = [
+    photo,
+    overlay(photo, _nearest(classes, size), colours),
+    certainty_map(_nearest(certainty, size)),
+  ]
+  titles = ["image", "prediction", "certainty"]
+  width = size[1]
+  page_width = len(titles) * (width + _GAP) + _GAP
+  scale = _scale_band(_GAP + 2 * (width + _GAP), width, 1.0, page_width)
+  bands = [_title_band(titles, width, page_width), _tile_band(tiles, page_width), scale]
+  return np.concatenate([*bands, _legend_band(class_names, colours, page_width)])
+
+
+def certainty_map(certainty: np.ndarray) -> np.ndarray:
+  """Colours of certainty [height, width] in [0, 1], dark = doubtful, uint8 [height, width, 3]."""
+  return _heat(certainty)
+
+
 def palette(num_classes: int) -> np.ndarray:
   """Colours of classes that colour-blind people tell apart too.
 
@@ -165,12 +200,35 @@ def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.nd
   return _hatch(_blend(_faded(image), colour, strength), labels == VOID)
 
 
-def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
-  """Writes uint8 [height, width, 3] as a PNG; folders are made, and no half file is ever seen."""
+def save(path: str | os.PathLike, picture: np.ndarray) -> None:
+  """Writes a picture; folders are made, and no half file is ever seen.
+
+  Args:
+    path: its suffix says how it is coded: ".png", ".jpg", ...
+    picture: uint8 [height, width, 3] or [height, width].
+  """
+  _save(path, Image.fromarray(picture))
+
+
+def save_index(path: str | os.PathLike, labels: np.ndarray, colours: np.ndarray) -> None:
+  """Writes class ids as a PNG whose pixel values are the ids, with a palette for viewers.
+
+  Args:
+    path: of the PNG.
+    labels: uint8 [height, width], class ids.
+    colours: uint8 [num_classes, 3], of `palette`.
+  """
+  image = Image.fromarray(labels).convert("P")
+  image.putpalette(colours.tobytes())
+  _save(path, image)
+
+
+def _save(path, image: Image.Image) -> None:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   unfinished = path.with_name(path.name + ".part")
-  Image.fromarray(picture).save(unfinished, format="PNG")
+  options = {"quality": 90} if path.suffix in (".jpg", ".jpeg") else {}
+  image.save(unfinished, format=Image.registered_extensions()[path.suffix], **options)
   unfinished.replace(path)
 
 

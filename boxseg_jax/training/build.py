@@ -18,9 +18,9 @@ from boxseg_jax.training.state import TrainState, create_state
 from boxseg_jax.training.step import LossSettings, make_predict_fn, make_target_fn, make_train_step
 
 
-def make_model(config: ConfigDict):
-  """The network of `config.model`, with batch statistics synchronised over `AXIS`."""
-  options = {}
+def model_options(config: ConfigDict) -> dict:
+  """What `models.build` has to be told beside the classes, as JSON can hold it."""
+  options = {"name": config.model.name, "norm": config.model.norm, "dtype": config.model.dtype}
   if config.model.name == "unet" and config.model.encoder.name == "conv":
     options["width"] = config.model.width
   if config.model.name == "deeplabv3plus":
@@ -29,14 +29,13 @@ def make_model(config: ConfigDict):
     options["encoder"] = config.model.encoder.name
   if config.model.encoder.weights:
     options |= pretrained.read_metadata(config.model.encoder.weights)
-  return models.build(
-    config.model.name,
-    num_classes=len(config.data.class_names),
-    norm=config.model.norm,
-    dtype=config.model.dtype,
-    axis_name=AXIS,
-    **options,
-  )
+  return options
+
+
+def make_model(config: ConfigDict):
+  """The network of `config.model`, with batch statistics synchronised over `AXIS`."""
+  num_classes = len(config.data.class_names)
+  return models.build(num_classes=num_classes, axis_name=AXIS, **model_options(config))
 
 
 def loss_settings(
@@ -112,12 +111,22 @@ def make_augment(config: ConfigDict) -> Callable:
   return partial(augment.augment, geometry=geometry, photometry=photometry)
 
 
-def _init(config: ConfigDict, model, settings: LossSettings, key):
-  """Variables of the model, with a teacher where there is one."""
-  image = jnp.zeros((1, *config.data.canvas, 3))
+def init(model, canvas: tuple[int, int], settings: LossSettings, key):
+  """Variables of the model, with a teacher where there is one.
+
+  Args:
+    model: the network.
+    canvas: (height, width) in pixels.
+    settings: of the loss.
+    key: draws the parameters.
+
+  Returns:
+    {"params", "batch_stats"}, without the latter where nothing has statistics.
+  """
+  image = jnp.zeros((1, *canvas, 3))
   if settings.teacher == "self":
     return model.init(key, image, train=False)
-  maps = jnp.zeros((1, *config.data.canvas, 2 * (settings.num_classes - 1)))
+  maps = jnp.zeros((1, *canvas, 2 * (settings.num_classes - 1)))
   return model.init(key, image, maps, train=False, method="with_teacher")
 
 
@@ -136,7 +145,7 @@ def initial_state(config: ConfigDict, model, optimizer, settings: LossSettings) 
   # This generator compiles in a fifth of the default's time; its draws are the same on
   # every run of one kind of device, which is all that a start from scratch needs.
   key = jax.random.key(config.seed, impl="rbg")
-  variables = jax.jit(partial(_init, config, model, settings))(key)
+  variables = jax.jit(partial(init, model, tuple(config.data.canvas), settings))(key)
   if config.model.encoder.weights:
     variables = pretrained.load_encoder(
       variables, config.model.encoder.weights, encoder=config.model.encoder.name
@@ -148,7 +157,7 @@ def state_like(config: ConfigDict, model, optimizer, settings: LossSettings, par
   """Shapes and shardings of the state, without computing it: the target of a restore."""
 
   def make(key):
-    return create_state(_init(config, model, settings, key), optimizer=optimizer)
+    return create_state(init(model, tuple(config.data.canvas), settings, key), optimizer=optimizer)
 
   shapes = jax.eval_shape(make, jax.random.key(0))
   return jax.tree.map(
@@ -189,7 +198,7 @@ def compile_evaluators(model, settings: LossSettings, parallel: Parallel) -> Eva
   def prepared(sums_fn, **bound):
     def run(state, batch):
       return sums_fn(
-        state,
+        state.ema,
         augment.prepare(batch),
         num_classes=settings.num_classes,
         axis_name=AXIS,

@@ -48,10 +48,14 @@ class Checkpoints:
     """Step of the newest complete checkpoint, None if there is none."""
     return self._manager.latest_step()
 
+  def steps(self) -> list[int]:
+    """Steps of all complete checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
+
   def best_step(self) -> int | None:
     """Step of the best evaluated checkpoint; the newest if none was evaluated."""
     evaluated = {}
-    for step in self._manager.all_steps():
+    for step in self.steps():
       metrics = self._manager.metrics(step)
       if metrics:
         evaluated[step] = self._quality(metrics)
@@ -81,6 +85,24 @@ class Checkpoints:
       The state, laid out like `like`.
     """
     return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+
+  def restore_average(self, step: int, like):
+    """Reads nothing but the moving average of the parameters.
+
+    Args:
+      step: which checkpoint.
+      like: pytree of jax.ShapeDtypeStruct, as `TrainState.ema`.
+
+    Returns:
+      The average, laid out like `like`.
+    """
+    wanted = {"ema": like}
+    args = ocp.args.PyTreeRestore(
+      wanted,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+      partial_restore=True,
+    )
+    return self._manager.restore(step, args=args)["ema"]
 
   def __enter__(self):
     return self

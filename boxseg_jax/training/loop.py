@@ -7,14 +7,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from boxseg_jax.errors import NonFiniteLossError
 from boxseg_jax.training import snapshots
 from boxseg_jax.training.metric_writer import MetricWriter
 from boxseg_jax.training.progress import Progress
 from boxseg_jax.training.run import Run, write_json
-
-
-class NonFiniteLossError(RuntimeError):
-  """The loss became NaN or infinite; the last good checkpoint is kept."""
 
 
 def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:

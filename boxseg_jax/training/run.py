@@ -12,9 +12,11 @@ from boxseg_jax.data import training_set
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import evaluate
 from boxseg_jax.parallel import Parallel
-from boxseg_jax.training import build
+from boxseg_jax.training import build, saved
 from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.snapshots import Snapshots
+
+_OF_NO_RUN = ("study.", "predict.")  # parts of the configuration
 
 
 class Run:
@@ -67,6 +69,7 @@ class Run:
     """Writes down what the workdir is of, once all of it has been found right."""
     training_set.keep_split(self.training.split, self.workdir / "split.json")
     write_json(self.workdir / "config.json", _of_one_run(configuration.flatten(self.config)))
+    write_json(self.workdir / saved.DESCRIPTION, saved.describe(self.config, self.settings))
 
   def open_checkpoints(self, *, read_only: bool = False) -> Checkpoints:
     """The checkpoints in the workdir, a context manager that ends what is being written."""
@@ -154,8 +157,8 @@ def refuse_other_configuration(config: ConfigDict, workdir: Path) -> None:
 
 
 def _of_one_run(flat):
-  """Without the part that says which runs a study has."""
-  return {key: value for key, value in flat.items() if not key.startswith("study.")}
+  """Without what says which runs a study has, and how a trained network is used."""
+  return {key: value for key, value in flat.items() if not key.startswith(_OF_NO_RUN)}
 
 
 def write_json(path: Path, value) -> None:

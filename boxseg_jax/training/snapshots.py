@@ -35,17 +35,17 @@ class Snapshots:
     self._true_labels = np.stack(known)
     predict, target = make_predict_fn(model), make_target_fn(model, settings)
 
-    def look(state, batch):
+    def look(variables, batch):
       prepared = augment.prepare(batch)
-      logits, sigma = predict(state, prepared)
+      logits, sigma = predict(variables, prepared)
       predicted = evaluate.most_likely_class(logits)
-      return prepared, predicted, sigma, target(state, prepared)[0]
+      return prepared, predicted, sigma, target(variables, prepared)[0]
 
     self._look = jax.jit(look)
 
   def draw(self, state) -> np.ndarray:
     """The pictures of one state: uint8 [page_height, page_width, 3]."""
-    prepared, predicted, sigma, target = jax.device_get(self._look(state, self._batch))
+    prepared, predicted, sigma, target = jax.device_get(self._look(state.ema, self._batch))
     views = pictures.Views(
       image=self._batch["image"],
       given_labels=self._batch["labels"],
@@ -64,7 +64,7 @@ class Snapshots:
 def save(workdir, step: int, picture: np.ndarray) -> Path:
   """Writes `<workdir>/pictures/<step>.png` and returns its path."""
   path = Path(workdir) / "pictures" / f"{step:07d}.png"
-  pictures.save_png(path, picture)
+  pictures.save(path, picture)
   return path
 
 

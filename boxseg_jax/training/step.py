@@ -291,39 +291,40 @@ def make_train_step(
 
 
 def make_predict_fn(model) -> Callable:
-  """`(state, batch) -> (logits, sigma)` with the moving average, for evaluation.
+  """`(variables, batch) -> (logits, sigma)`, for evaluation and use.
 
   Args:
     model: the network.
 
   Returns:
-    A pure function; batch as from `augment.prepare`, logits float32
-    [batch, height, width, K], sigma float32 [batch, height, width].
+    A pure function of the moving average {"params", "batch_stats"}; batch as from
+    `augment.prepare`, logits float32 [batch, height, width, K], sigma float32 [batch, height,
+    width].
   """
 
-  def predict(state: TrainState, batch):
-    outputs = model.apply(state.ema, batch["image"], train=False)
+  def predict(variables, batch):
+    outputs = model.apply(variables, batch["image"], train=False)
     return outputs.logits, outputs.sigma
 
   return predict
 
 
 def make_target_fn(model, settings: LossSettings) -> Callable:
-  """`(state, batch) -> (target, sigma, inside, box_class)`: what boxes become, for evaluation.
+  """`(variables, batch) -> (target, sigma, inside, box_class)`: what boxes become, for evaluation.
 
   Args:
     model: the network.
     settings: of the loss.
 
   Returns:
-    A pure function: target float32 [batch, height, width, num_classes], inside boxes
-    that of the bootstrapping at full strength and outside background; sigma float32,
-    inside bool, box_class int32, each [batch, height, width].
+    A pure function of the moving average: target float32 [batch, height, width, num_classes],
+    inside boxes that of the bootstrapping at full strength and outside background; sigma
+    float32, inside bool, box_class int32, each [batch, height, width].
   """
 
-  def target(state: TrainState, batch):
+  def target(variables, batch):
     boxes = objective.read_boxes(batch, settings.num_classes)
-    inside, sigma = bootstrapped(model, state.ema, batch, boxes, settings, strength=1.0)
+    inside, sigma = bootstrapped(model, variables, batch, boxes, settings, strength=1.0)
     background = jax.nn.one_hot(jnp.zeros_like(boxes.box_class), settings.num_classes)
     whole = jnp.where(boxes.inside[..., None], inside, background)
     return whole, sigma, boxes.inside, boxes.box_class

@@ -1,0 +1,107 @@
+"""Photos -> index PNGs, overlays and certainty maps, in bulk."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from boxseg_jax.apps.model import load
+from boxseg_jax.data import feed
+from boxseg_jax.data import photos as photo_files
+from boxseg_jax.errors import InputError, PartlyDoneError
+from boxseg_jax.evaluation import pictures
+from boxseg_jax.training.progress import Count
+
+FOLDERS = ("labels", "certainty", "overlays")
+
+
+def run(config: ConfigDict, workdir, *, images: Sequence[str], to: str = "", report=print) -> str:
+  """Predicts every image that is not predicted yet.
+
+  Args:
+    config: of it, `predict`, the windows and the batch of `eval`, and `data.workers` are used;
+      the network is that of the workdir.
+    workdir: of a run, or a file of `--mode=export`.
+    images: files, folders and patterns.
+    to: folder for the results; "" = `<workdir>/predictions`.
+    report: takes lines of text for the person who waits.
+
+  Returns:
+    Where the results are: under `to`, named like the images, `labels/*.png` (class ids, with a
+    palette for viewers), `certainty/*.png` (255 = certain) and `overlays/*.jpg`.
+
+  Raises:
+    InputError: no network or no images there.
+    PartlyDoneError: some images could not be read; all others are done.
+  """
+  if not images:
+    raise InputError("--mode=predict needs --images=FILE, FOLDER or PATTERN (may be repeated)")
+  model = load(workdir)
+  folder = Path(to) if to else _beside(Path(workdir))
+  names = _names(photo_files.find(images))
+  missing = {path: name for path, name in names.items() if not _label_path(folder, name).exists()}
+  if len(missing) < len(names):
+    report(f"{len(names) - len(missing)} images were predicted earlier.")
+  broken = _predict(config, model, missing, folder)
+  if broken:
+    raise PartlyDoneError(
+      f"{len(broken)} of {len(names)} images could not be read, the others are in {folder}:\n  "
+      + "\n  ".join(broken)
+    )
+  return f"{len(names)} images -> " + ", ".join(str(folder / name) for name in FOLDERS)
+
+
+def _predict(config, model, names, folder):
+  """Messages of the images that cannot be read."""
+  broken = []
+  predictor = model.predictor(
+    tiles=config.eval.tiles,
+    overlap=config.eval.overlap,
+    mirror=config.predict.mirror,
+    batch_size=config.eval.batch_size,
+    workers=config.data.workers,
+  )
+  write = partial(_write, folder, names, len(model.class_names), config.predict.overlays)
+  waiting = map(photo_files.of_file, names)
+  decisions = predictor.decisions(waiting, lambda photo, error: broken.append(str(error)))
+  count = Count("predict")
+  for done, _ in enumerate(feed.ahead(write, decisions, config.data.workers, 32), start=1):
+    count(done, len(names) - len(broken))
+  count.close()
+  return broken
+
+
+def _write(folder, names, num_classes, overlays, decided):
+  photo, decision = decided
+  name, colours = names[Path(photo.name)], pictures.palette(num_classes)
+  if overlays:
+    shown = pictures.overlay(photo.read(), decision.classes, colours)
+    pictures.save(folder / "overlays" / name.with_suffix(".jpg"), shown)
+  pictures.save(folder / "certainty" / name.with_suffix(".png"), decision.certainty)
+  # Last: where there is a label, the image is done.
+  pictures.save_index(_label_path(folder, name), decision.classes, colours)
+
+
+def _label_path(folder, name):
+  return folder / "labels" / name.with_suffix(".png")
+
+
+def _beside(workdir):
+  return (workdir if workdir.is_dir() else workdir.parent) / "predictions"
+
+
+def _names(paths):
+  """Each file's name below the folder that all share, different ones for different files."""
+  resolved = [path.resolve() for path in paths]
+  root = Path(os.path.commonpath([path.parent for path in resolved]))
+  names = {}
+  taken = set()
+  for path, whole in zip(paths, resolved, strict=True):
+    name = whole.relative_to(root)
+    # photo.jpg and photo.png side by side: the second keeps its suffix.
+    name = name if name.with_suffix("") not in taken else name.with_name(name.name + ".png")
+    taken.add(name.with_suffix(""))
+    names[path] = name
+  return names

@@ -1,0 +1,240 @@
+"""Prediction of photos of any size, for people who use a trained network.
+
+"fit" scales a photo to the canvas, as in training, and the logits back to the photo's own size;
+"slide" moves a window of the canvas's size over it (`tiles`). Either way few shapes are compiled:
+photos are batched by powers of two, and their own sizes rounded up.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from boxseg_jax import augment
+from boxseg_jax.batch import VOID
+from boxseg_jax.data import examples, feed
+from boxseg_jax.data.photos import Photo
+from boxseg_jax.errors import InputError
+from boxseg_jax.evaluation import tiles as tiling
+from boxseg_jax.evaluation.resize import in_strips, joined
+from boxseg_jax.losses import uncertainty
+
+_MOST_PIXELS = 1 << 26  # of the photos of one batch
+
+
+class Scores(NamedTuple):
+  """What the network says of a photo, at its own size.
+
+  Attributes:
+    logits: float32 [height, width, num_classes].
+    sigma: float32 [height, width], >= 0.
+  """
+
+  logits: np.ndarray
+  sigma: np.ndarray
+
+
+class Decision(NamedTuple):
+  """What comes of it; a twelfth of the memory or less.
+
+  Attributes:
+    classes: uint8 [height, width], the most likely class.
+    certainty: uint8 [height, width], 1 / kappa in units of 1 / 255.
+  """
+
+  classes: np.ndarray
+  certainty: np.ndarray
+
+
+OnError = Callable[[Photo, InputError], None]
+
+
+def raise_error(photo: Photo, error: InputError) -> None:
+  """Stops at the first photo that cannot be read."""
+  del photo
+  raise error
+
+
+class Predictor:
+  """A network bound to how photos are shown to it."""
+
+  def __init__(
+    self,
+    predict_fn: tiling.PredictFn,
+    state: Any,
+    *,
+    canvas: tuple[int, int],
+    tiles: str = "fit",
+    overlap: float = 0.25,
+    mirror: bool = False,
+    batch_size: int = 8,
+    workers: int = 4,
+  ):
+    """Binds the network; each shape is compiled when it is first met.
+
+    Args:
+      predict_fn: (state, batch as from `augment.prepare`) -> (logits float32 [batch, height,
+        width, K], sigma float32 [batch, height, width]).
+      state: what it takes.
+      canvas: (height, width) in pixels that photos are fitted to, or of a window.
+      tiles: "fit" or "slide", see above.
+      overlap: least share of a window that the next one sees too, in [0, 1); of "slide".
+      mirror: average with the prediction of the mirrored photo, at twice the price.
+      batch_size: photos, or windows of one photo, at once.
+      workers: threads that read.
+
+    Raises:
+      InputError: a value that makes no sense.
+    """
+    if tiles not in ("fit", "slide"):
+      raise InputError(f"tiles is {tiles!r}, but must be 'fit' or 'slide'")
+    if not 0 <= overlap < 1:
+      raise InputError(f"overlap is {overlap!r}, but must be in [0, 1)")
+    if batch_size < 1 or workers < 1:
+      raise InputError("batch_size and workers must be at least 1")
+    if mirror:
+      predict_fn = tiling.mirrored_too(predict_fn)
+    self._state, self._canvas, self._slides = state, tuple(canvas), tiles == "slide"
+    self._batch_size, self._workers = batch_size, workers
+    self._at_own_size = jax.jit(
+      partial(_at_own_size, predict_fn), static_argnames=("full_shape", "use")
+    )
+    self._bands = partial(
+      tiling.predict_bands,
+      partial(tiling.tile_predictor(predict_fn), state),
+      canvas=self._canvas,
+      overlap=overlap,
+      batch_size=batch_size,
+    )
+
+  def scores(
+    self, photos: Iterable[Photo], on_error: OnError = raise_error
+  ) -> Iterator[tuple[Photo, Scores]]:
+    """Logits and sigma of each photo.
+
+    Args:
+      photos: read some ahead, in threads.
+      on_error: called with a photo that cannot be read and the InputError; unless it raises, the
+        photo is left out.
+    """
+    if not self._slides:
+      yield from self._fitted(photos, on_error, _keep)
+      return
+    for photo, bands in self._slid(photos, on_error):
+      pairs = [(band.logits, band.sigma) for band in bands]
+      yield photo, Scores(*map(np.concatenate, zip(*pairs, strict=True)))
+
+  def decisions(
+    self, photos: Iterable[Photo], on_error: OnError = raise_error
+  ) -> Iterator[tuple[Photo, Decision]]:
+    """Class and certainty of each photo; arguments as of `scores`."""
+    if not self._slides:
+      yield from self._fitted(photos, on_error, _decide)
+      return
+    for photo, bands in self._slid(photos, on_error):
+      pairs = [(band.classes, _in_255ths(uncertainty.certainty(band.sigma))) for band in bands]
+      yield photo, Decision(*map(np.concatenate, zip(*pairs, strict=True)))
+
+  def _slid(self, photos, on_error):
+    for photo, image in self._read(lambda photo: photo.read(), photos, on_error, self._workers):
+      yield photo, self._bands(image)
+
+  def _fitted(self, photos, on_error, use):
+    """Photo by photo what `use` makes of the logits, one batch ahead of the reader."""
+    read = partial(_read_fitted, canvas=self._canvas)
+    fitted = self._read(read, photos, on_error, 2 * self._batch_size)
+    running = None
+    for batch in _batches(fitted, self._batch_size):
+      finished, running = running, (batch, self._start(batch, use))
+      yield from _cropped(finished)
+    yield from _cropped(running)
+
+  def _read(self, read, photos, on_error, depth):
+    """(photo, what was read of it) of all but the broken ones."""
+
+    def attempt(photo):
+      try:
+        return photo, read(photo), None
+      except InputError as error:
+        return photo, None, error
+
+    for photo, content, error in feed.ahead(attempt, photos, self._workers, depth):
+      if error is None:
+        yield photo, content
+      else:
+        on_error(photo, error)
+
+  def _start(self, batch, use):
+    images, extents, sizes = zip(*(content for _, content in batch), strict=True)
+    count = 1 << (len(batch) - 1).bit_length()  # few numbers of photos are compiled
+    columns = images, extents, np.array(sizes, np.int32)
+    filled = [np.stack([*column, *[column[-1]] * (count - len(batch))]) for column in columns]
+    return self._at_own_size(self._state, *filled, full_shape=_full_shape(batch), use=use)
+
+
+def _at_own_size(predict_fn, state, images, extents, sizes, *, full_shape, use):
+  nothing = {
+    "labels": jnp.full(images.shape[:3], VOID, jnp.int32),
+    "boxes": jnp.zeros((len(images), 1, 4), jnp.float32),
+  }
+  batch = augment.prepare({"image": images, "extent": extents} | nothing)
+  logits, sigma = predict_fn(state, batch)
+  scores = jnp.concatenate([uncertainty.class_logits(logits), sigma[..., None]], axis=-1)
+  strips = in_strips(use, scores, extents, sizes, full_shape)
+  return jax.tree.map(joined, strips)
+
+
+def _keep(scores) -> Scores:
+  return Scores(scores[..., :-1], scores[..., -1])
+
+
+def _decide(scores) -> Decision:
+  classes = jnp.argmax(scores[..., :-1], axis=-1).astype(jnp.uint8)
+  return Decision(classes, _in_255ths(uncertainty.certainty(scores[..., -1])))
+
+
+def _in_255ths(share):
+  return jnp.round(255.0 * share).astype(jnp.uint8)
+
+
+def _read_fitted(photo: Photo, canvas):
+  """(image uint8 [*canvas, 3], extent float32 [2], (height, width) of the photo in pixels)."""
+  size = tuple(photo.size())
+  image = photo.read_reduced(examples.fitted_size(size, canvas))
+  return *examples.fit_image(image, canvas), size
+
+
+def _batches(fitted, batch_size):
+  """Up to `batch_size` neighbours whose own sizes fit into memory together."""
+  batch = []
+  for one in fitted:
+    if batch and (len(batch) == batch_size or _pixels([*batch, one]) > _MOST_PIXELS):
+      yield batch
+      batch = []
+    batch.append(one)
+  if batch:
+    yield batch
+
+
+def _full_shape(batch):
+  heights, widths = zip(*(feed.bucket(size) for _, (_, _, size) in batch), strict=True)
+  return max(heights), max(widths)
+
+
+def _pixels(batch):
+  height, width = _full_shape(batch)
+  return len(batch) * height * width
+
+
+def _cropped(started):
+  if started is None:
+    return
+  batch, outputs = started
+  outputs = jax.device_get(outputs)
+  for index, (photo, (_, _, (height, width))) in enumerate(batch):
+    # Copied, or the whole batch would stay as long as any part of it.
+    own = [whole[index, :height, :width].copy() for whole in outputs]
+    yield photo, type(outputs)(*own)
