@@ -119,8 +119,10 @@ def _of_run(workdir, step):
     workdir, keep=1, best_metric=description["best_metric"], read_only=True
   ) as checkpoints:
     step = checkpoints.best_step() if step is None else step
+    if step is None:
+      raise InputError(f"{workdir} holds no checkpoint yet")
     if step not in checkpoints.steps():
-      held = ", ".join(map(str, checkpoints.steps())) or "none"
+      held = ", ".join(map(str, checkpoints.steps()))
       raise InputError(f"{workdir} holds no checkpoint of step {step} (held: {held})")
     variables = checkpoints.restore_average(step, like)
   return _network(description | {"step": step}, variables, described)

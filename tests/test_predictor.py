@@ -1,0 +1,146 @@
+"""Prediction at photos' own sizes: as evaluation sees them, whatever the batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from data_cases import make_image
+
+from boxseg_jax.data import examples
+from boxseg_jax.data.photos import as_photos
+from boxseg_jax.errors import InputError
+from boxseg_jax.evaluation.predictor import Predictor
+
+CANVAS = (16, 24)
+SIZES = [(16, 24), (7, 5), (1, 1), (40, 90), (300, 20), (33, 24), (16, 200)]
+STATE = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+
+
+def pixelwise(state, batch):
+  """A network that sees one pixel at a time; three classes."""
+  logits = jnp.sin(batch["image"] @ state * 20)
+  return logits, jnp.abs(logits[..., 0])
+
+
+def predictor(predict_fn=pixelwise, **options):
+  return Predictor(predict_fn, STATE, canvas=CANVAS, **options)
+
+
+def photos(sizes=tuple(SIZES)):
+  return as_photos([make_image(size, number) for number, size in enumerate(sizes)])[0]
+
+
+def reference(photo):
+  """Logits and sigma of one photo, by JAX's own resize of what the canvas shows of it."""
+  image = photo.read()
+  fitted, _ = examples.fit_image(image, CANVAS)
+  height, width = examples.fitted_size(image.shape[:2], CANVAS)
+  logits, sigma = pixelwise(STATE, {"image": fitted[None] / np.float32(255)})
+  scores = jnp.concatenate([logits, sigma[..., None]], axis=-1)[0, :height, :width]
+  shape = (*image.shape[:2], 4)
+  resized = np.asarray(jax.image.resize(scores, shape, "bilinear", antialias=False))
+  return resized[..., :3], resized[..., 3]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_fitted_scores_at_every_size(batch_size):
+  pairs = list(predictor(batch_size=batch_size).scores(photos()))
+  assert [photo.name for photo, _ in pairs] == [photo.name for photo in photos()]
+  for photo, scores in pairs:
+    logits, sigma = reference(photo)
+    np.testing.assert_allclose(scores.logits, logits, atol=1e-4)
+    np.testing.assert_allclose(scores.sigma, sigma, atol=1e-4)
+
+
+@pytest.mark.parametrize("tiles", ["fit", "slide"])
+def test_decisions_are_those_of_the_scores(tiles):
+  made = predictor(tiles=tiles, batch_size=4)
+  scores = [scores for _, scores in made.scores(photos())]
+  decisions = [decision for _, decision in made.decisions(photos())]
+  for (logits, sigma), (classes, certainty) in zip(scores, decisions, strict=True):
+    assert classes.dtype == certainty.dtype == np.uint8
+    np.testing.assert_array_equal(classes, logits.argmax(-1))
+    expected = 255 / np.sqrt(1 + np.pi / 8 * sigma**2)
+    np.testing.assert_allclose(certainty, expected, atol=0.51)
+
+
+def test_sliding_a_pixelwise_network_is_seeing_the_whole():
+  for photo, scores in predictor(tiles="slide", overlap=0.5).scores(photos()):
+    logits, sigma = pixelwise(STATE, {"image": photo.read()[None] / np.float32(255)})
+    np.testing.assert_allclose(scores.logits, logits[0], atol=1e-5)
+    np.testing.assert_allclose(scores.sigma, sigma[0], atol=1e-5)
+
+
+def test_mirrored_too():
+  def left(state, batch):
+    moved = jnp.roll(batch["image"], 1, axis=2)
+    return pixelwise(state, dict(batch) | {"image": moved})
+
+  image = make_image(CANVAS, 0)
+  given, back = as_photos([image, np.ascontiguousarray(image[:, ::-1])])[0]
+  ((_, there), (_, mirrored)) = predictor(left, mirror=True).scores([given, back])
+  np.testing.assert_allclose(there.logits, mirrored.logits[:, ::-1], atol=1e-4)
+  ((_, alone),) = predictor(left).scores([given])
+  assert np.abs(there.logits - alone.logits).max() > 0.1
+
+
+def test_one_logit_becomes_two_classes():
+  def binary(state, batch):
+    logits, sigma = pixelwise(state, batch)
+    return logits[..., :1], sigma
+
+  ((_, scores),) = predictor(binary).scores(photos([(40, 90)]))
+  assert scores.logits.shape == (40, 90, 2)
+  np.testing.assert_array_equal(scores.logits[..., 0], 0)
+
+
+def broken_photos(folder):
+  path = folder / "broken.png"
+  path.write_bytes(b"no image")
+  return [*photos([(7, 5)]), *as_photos([path])[0], *photos([(16, 24)])]
+
+
+@pytest.mark.parametrize("tiles", ["fit", "slide"])
+def test_a_broken_photo_stops_or_is_told_and_left_out(tmp_path, tiles):
+  made = predictor(tiles=tiles)
+  with pytest.raises(InputError, match=r"broken\.png"):
+    list(made.scores(broken_photos(tmp_path)))
+  told = []
+  pairs = list(made.decisions(broken_photos(tmp_path), lambda *failure: told.append(failure)))
+  assert [decision.classes.shape for _, decision in pairs] == [(7, 5), (16, 24)]
+  ((photo, error),) = told
+  assert photo.name in str(error)
+
+
+def test_few_shapes_are_compiled():
+  shapes = set()
+
+  def traced(state, batch):
+    shapes.add(batch["image"].shape)
+    return pixelwise(state, batch)
+
+  made = predictor(traced, batch_size=8)
+  for count in range(1, 9):
+    assert len(list(made.decisions(photos([(20, 30)] * count)))) == count
+  assert len(shapes) == 4  # 1, 2, 4 and 8 photos
+
+
+def test_large_photos_do_not_share_a_batch(monkeypatch):
+  seen = []
+  monkeypatch.setattr("boxseg_jax.evaluation.predictor._MOST_PIXELS", 2 * 128 * 128)
+
+  def traced(state, batch):
+    seen.append(len(batch["image"]))
+    return pixelwise(state, batch)
+
+  list(predictor(traced).decisions(photos([(100, 100)] * 5 + [(400, 400)])))
+  assert max(seen) == 2
+
+
+@pytest.mark.parametrize(
+  ("options", "named"),
+  [({"tiles": "whole"}, "whole"), ({"overlap": 1.0}, "overlap"), ({"batch_size": 0}, "batch_size")],
+)
+def test_options_without_sense_are_refused(options, named):
+  with pytest.raises(InputError, match=named):
+    predictor(**options)
