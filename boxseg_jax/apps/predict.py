@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir, *, images: Sequence[str], to: str = "", rep
   missing = {path: name for path, name in names.items() if not _label_path(folder, name).exists()}
   if len(missing) < len(names):
     report(f"{len(names) - len(missing)} images were predicted earlier.")
-  broken = _predict(config, model, missing, folder)
+  broken = predict_files(config, model, missing, folder)
   if broken:
     raise PartlyDoneError(
       f"{len(broken)} of {len(names)} images could not be read, the others are in {folder}:\n  "
@@ -53,8 +53,18 @@ def run(config: ConfigDict, workdir, *, images: Sequence[str], to: str = "", rep
   return f"{len(names)} images -> " + ", ".join(str(folder / name) for name in FOLDERS)
 
 
-def _predict(config, model, names, folder):
-  """Messages of the images that cannot be read."""
+def predict_files(config, model, names, folder) -> list[str]:
+  """Predicts some image files and writes what comes of them.
+
+  Args:
+    config: see `run`.
+    model: apps.model.Model.
+    names: name of the results by path of the image.
+    folder: for the results.
+
+  Returns:
+    Messages of the images that cannot be read.
+  """
   broken = []
   predictor = model.predictor(
     tiles=config.eval.tiles,
