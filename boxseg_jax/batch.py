@@ -4,7 +4,7 @@ A batch is a flat dict of arrays, the same for training and evaluation, for
 numpy and for device arrays:
 
   image         uint8   [batch, height, width, 3]  RGB on the canvas
-  labels        int32   [batch, height, width]     class ids; 255 = void or unknown
+  labels        uint8   [batch, height, width]     class ids; 255 = void or unknown
   boxes         float32 [batch, max_boxes, 4]      (ymin, xmin, ymax, xmax), in [0, 1]
                                                    of the image (not of the canvas)
   box_classes   int32   [batch, max_boxes]         0 = padding
@@ -16,10 +16,11 @@ numpy and for device arrays:
   image_id      int32   [batch]                    position in the split's records, -1 = padding
 
 The image lies at the top left of the canvas. In a training batch mask images come
-first. A batch for evaluation carries
-the labels once more at their own resolution:
+first. Labels are bytes as far as the device, since int32 would double what is copied
+and moved; `augment` makes them int32 there. A batch for evaluation carries the labels
+once more at their own resolution:
 
-  full_labels   int32   [batch, full_height, full_width]  255 beyond the image
+  full_labels   uint8   [batch, full_height, full_width]  255 beyond the image
   full_size     int32   [batch, 2]                        (height, width) of the image
 """
 
@@ -50,7 +51,7 @@ def padding_example(canvas: tuple[int, int], max_boxes: int) -> dict[str, np.nda
   """
   return {
     "image": np.zeros((*canvas, 3), np.uint8),
-    "labels": np.full(canvas, VOID, np.int32),
+    "labels": np.full(canvas, VOID, np.uint8),
     "boxes": np.zeros((max_boxes, 4), np.float32),
     "box_classes": np.zeros((max_boxes,), np.int32),
     "box_is_crowd": np.zeros((max_boxes,), bool),

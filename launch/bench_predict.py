@@ -55,7 +55,7 @@ def _network(model, batch_size, num):
     {
       "image": np.random.default_rng(0).integers(0, 256, (batch_size, *canvas, 3), np.uint8),
       "extent": np.ones((batch_size, 2), np.float32),
-      "labels": np.full((batch_size, *canvas), VOID, np.int32),
+      "labels": np.full((batch_size, *canvas), VOID, np.uint8),
       "boxes": np.zeros((batch_size, 1, 4), np.float32),
     }
   )

@@ -16,7 +16,7 @@ run = jax.jit(augment, static_argnames=("geometry", "photometry"))
 
 def make_batch(image, labels=None, boxes=(), classes=(), extent=(1.0, 1.0)):
   image = np.asarray(image, np.uint8)
-  labels = np.zeros(image.shape[:3], np.int32) if labels is None else np.asarray(labels, np.int32)
+  labels = np.zeros(image.shape[:3], np.uint8) if labels is None else np.asarray(labels, np.uint8)
   batch = len(image)
   return {
     "image": image,
@@ -188,7 +188,7 @@ def test_draws_fill_their_ranges():
 def shapes_labels(size=64):
   """A rectangle of class 1, and a disc of class 2 that does not touch it."""
   y, x = np.mgrid[:size, :size]
-  labels = np.zeros((size, size), np.int32)
+  labels = np.zeros((size, size), np.uint8)
   labels[8:28, 10:40] = 1
   labels[(y - 45) ** 2 + (x - 40) ** 2 < 12**2] = 2
   return labels

@@ -107,7 +107,7 @@ def test_evaluation_shows_the_true_labels_at_both_sizes():
   example = reader.evaluation(0)
   truth = records[0].read_labels()
   np.testing.assert_array_equal(example["full_labels"], truth)
-  assert example["full_labels"].dtype == np.int32 and example["full_size"].tolist() == [20, 30]
+  assert example["full_labels"].dtype == np.uint8 and example["full_size"].tolist() == [20, 30]
   np.testing.assert_array_equal(example["labels"], examples.fit_labels(truth, (16, 16)))
   assert example["has_mask"]
   unknown = reader.evaluation(1)

@@ -29,7 +29,7 @@ def make_batch(size, seed=0, channels=3):
   """Random evaluation batch with different sizes and shares of the canvas, void included."""
   rng = np.random.RandomState(seed)
   full_size = np.stack([rng.randint(4, FULL[0] + 1, size), rng.randint(4, FULL[1] + 1, size)], 1)
-  full_labels = rng.choice([0, 1, 2, 255], (size, *FULL)).astype(np.int32)
+  full_labels = rng.choice([0, 1, 2, 255], (size, *FULL)).astype(np.uint8)
   for image, (height, width) in enumerate(full_size):
     full_labels[image, height:] = 255
     full_labels[image, :, width:] = 255
@@ -38,7 +38,7 @@ def make_batch(size, seed=0, channels=3):
     "extent": rng.uniform(0.4, 1.0, (size, 2)).astype(np.float32),
     "full_labels": full_labels,
     "full_size": full_size.astype(np.int32),
-    "labels": rng.choice([0, 1, 2, 255], (size, *CANVAS)).astype(np.int32),
+    "labels": rng.choice([0, 1, 2, 255], (size, *CANVAS)).astype(np.uint8),
     "valid": np.ones(size, bool),
     "target": rng.dirichlet(np.ones(3), (size, *CANVAS)).astype(np.float32),
     "sigma": rng.exponential(2.0, (size, *CANVAS)).astype(np.float32),
@@ -85,7 +85,7 @@ def test_binary_logit_is_resized_before_the_decision():
   batch = {
     "logits": np.array([-1.0, 3.0], np.float32).reshape(1, 1, 2, 1),
     "extent": np.ones((1, 2), np.float32),
-    "full_labels": np.zeros((1, 1, 8), np.int32),
+    "full_labels": np.zeros((1, 1, 8), np.uint8),
     "full_size": np.array([[1, 8]], np.int32),
     "valid": np.ones(1, bool),
   }
@@ -108,7 +108,7 @@ def test_box_sums_by_hand():
     "sigma": np.array([0, 100, 100, 100, 0, 0], np.float32).reshape(1, 1, 6),
     "inside": np.array([1, 1, 0, 1, 1, 1], bool).reshape(1, 1, 6),
     "box_class": np.array([1, 1, 0, 1, 1, 2], np.int32).reshape(1, 1, 6),
-    "labels": np.array([1, 0, 1, 255, 1, 0], np.int32).reshape(1, 1, 6),
+    "labels": np.array([1, 0, 1, 255, 1, 0], np.uint8).reshape(1, 1, 6),
     "valid": np.ones(1, bool),
   }
   sums = jax.device_get(BOXES(0.0, batch))

@@ -29,7 +29,7 @@ def a_batch(seed=0, void=0.1):
   labels[~has_mask] = VOID
   return {
     "image": rng.integers(0, 256, (BATCH, *CANVAS, 3)).astype(np.uint8),
-    "labels": labels.astype(np.int32),
+    "labels": labels.astype(np.uint8),
     "boxes": boxes.astype(np.float32),
     "box_classes": rng.integers(0, 3, (BATCH, BOXES)).astype(np.int32),
     "box_is_crowd": rng.uniform(size=(BATCH, BOXES)) < 0.1,

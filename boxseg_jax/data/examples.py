@@ -137,7 +137,7 @@ class ExampleReader:
       index: position of the record.
 
     Returns:
-      One example of the batch contract with `full_labels` int32 [height, width] at
+      One example of the batch contract with `full_labels` uint8 [height, width] at
       the image's own size, not padded yet, and `full_size` int32 [2]. All labels
       are 255 and `has_mask` is False where no mask is known.
 
@@ -149,7 +149,7 @@ class ExampleReader:
     full = record.read_labels() if known else np.full(record.size, VOID, np.uint8)
     example = self._example(index, fit_labels(full, self.canvas) if known else None)
     return example | {
-      "full_labels": full.astype(np.int32),
+      "full_labels": full,
       "full_size": np.array(full.shape, np.int32),
     }
 
@@ -164,7 +164,7 @@ class ExampleReader:
     known = labels is not None
     return example | {
       "image": image,
-      "labels": labels.astype(np.int32) if known else np.full(self.canvas, VOID, np.int32),
+      "labels": labels if known else np.full(self.canvas, VOID, np.uint8),
       "has_mask": np.array(known),
       "valid": np.array(True),
       "extent": extent,

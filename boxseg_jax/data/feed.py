@@ -214,24 +214,23 @@ def _tf_batches(reader, indices_at, steps, local, workers) -> Iterator[dict[str,
   types = [tf.as_dtype(value.dtype) for value in sample.values()]
   failures = []
 
-  def read(position):
+  def read(step):
     try:
-      step, offset = divmod(int(position), local)
-      example = reader(int(indices_at(step)[offset]))
-      return [example[name] for name in sample]
+      batch = _stack([reader(int(index)) for index in indices_at(int(step))])
+      return [batch[name] for name in sample]
     except Exception as error:
       failures.append(error)  # TensorFlow would pass on no more than its text
       raise
 
-  def load(position):
-    arrays = tf.numpy_function(read, [position], types, stateful=False)
+  def load(step):
+    # A whole batch at once: stacked here, it is not copied again example by example.
+    arrays = tf.numpy_function(read, [step], types, stateful=False)
     for array, value in zip(arrays, sample.values(), strict=True):
-      array.set_shape(value.shape)
+      array.set_shape((local, *value.shape))
     return dict(zip(sample, arrays, strict=True))
 
-  dataset = tf.data.Dataset.range(steps.start * local, steps.stop * local)
-  dataset = dataset.map(load, num_parallel_calls=workers, deterministic=True)
-  dataset = dataset.batch(local, drop_remainder=True).prefetch(_AHEAD)
+  dataset = tf.data.Dataset.range(steps.start, steps.stop)
+  dataset = dataset.map(load, num_parallel_calls=workers, deterministic=True).prefetch(_AHEAD)
   options = tf.data.Options()
   options.threading.private_threadpool_size = workers
   return _reraising(dataset.with_options(options).as_numpy_iterator(), failures, tf.errors.OpError)
@@ -264,7 +263,7 @@ def _evaluation_plan(
 def _evaluation_example(
   reader: ExampleReader, index: int, full_size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-  full = np.full(full_size, VOID, np.int32)
+  full = np.full(full_size, VOID, np.uint8)
   if index < 0:
     example = padding_example(reader.canvas, reader.max_boxes)
     return example | {"full_labels": full, "full_size": np.ones(2, np.int32)}

@@ -102,8 +102,8 @@ def most_likely_class(logits: jax.Array) -> jax.Array:
 
 
 def _valid_labels(labels: jax.Array, valid: jax.Array) -> jax.Array:
-  """Labels [batch, height, width], all void in the examples that only fill up the batch."""
-  return jnp.where(valid[:, None, None], labels, VOID)
+  """Labels int32 [batch, height, width], void in the examples that only fill up the batch."""
+  return jnp.where(valid[:, None, None], labels.astype(jnp.int32), VOID)
 
 
 def _add_up(sums: Sums, axis_name: str | None) -> Sums:

@@ -177,7 +177,7 @@ class Predictor:
 
 def _at_own_size(predict_fn, state, images, extents, sizes, *, full_shape, use):
   nothing = {
-    "labels": jnp.full(images.shape[:3], VOID, jnp.int32),
+    "labels": jnp.full(images.shape[:3], VOID, jnp.uint8),
     "boxes": jnp.zeros((len(images), 1, 4), jnp.float32),
   }
   batch = augment.prepare({"image": images, "extent": extents} | nothing)

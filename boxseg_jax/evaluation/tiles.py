@@ -94,7 +94,7 @@ def tile_predictor(predict_fn: PredictFn) -> Callable:
 
   def predict(state, images, extents):
     nothing = {
-      "labels": jnp.full(images.shape[:3], VOID, jnp.int32),
+      "labels": jnp.full(images.shape[:3], VOID, jnp.uint8),
       "boxes": jnp.zeros((len(images), 1, 4), jnp.float32),
     }
     batch = augment.prepare({"image": images, "extent": extents} | nothing)
