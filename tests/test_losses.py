@@ -12,7 +12,7 @@ from scipy import integrate, special, stats
 
 from boxseg_jax.batch import VOID
 from boxseg_jax.losses import bootstrap, crf, objective, projection, uncertainty
-from boxseg_jax.losses.boxes import box_labels, box_maps, object_priors, spans
+from boxseg_jax.losses.boxes import BoxLabels, box_labels, box_maps, object_priors, spans
 
 CANVAS = (4, 6)
 
@@ -461,6 +461,7 @@ class TestPosterior:
   prior = jnp.full((1, *CANVAS), 0.8)
 
   def test_odds_multiply(self):
+    # 3 + 1 for objects and 1 for the background, times 0.8 / 0.2.
     logits = jnp.zeros((1, *CANVAS, 3)).at[..., 1].set(np.log(3.0))
     target = bootstrap.targets(
       "posterior",
@@ -472,7 +473,7 @@ class TestPosterior:
       smooth=lambda logits: logits,
       fill=lambda p: p,
     )
-    np.testing.assert_allclose(target[0, 0, 0], [1 / 13, 12 / 13, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(target[0, 0, 0], [1 / 17, 16 / 17, 0.0], rtol=1e-5)
 
   def test_before_it_starts_the_target_is_the_prior(self):
     target = bootstrap.targets(
@@ -586,3 +587,44 @@ class TestFillBoxes:
   def test_extreme_targets_stay_finite(self, background):
     _, moved, _ = self._moved(background, 0.5, 0.7)
     assert np.isfinite(moved).all()
+
+
+def test_what_speaks_for_any_object_speaks_for_those_that_are_there():
+  """In the box of class 3 a likely object of class 2 is as likely an object of class 3."""
+  logits = jnp.array([0.0, -3.0, 2.0, -1.0])
+  objects = jax.nn.softmax(logits)[1:].sum()
+  one = jax.nn.softmax(bootstrap.of_some_object(logits, jnp.array([True, False, False, True])))
+  np.testing.assert_allclose(one, [1 - objects, 0, 0, objects], atol=1e-6)
+  two = jax.nn.softmax(bootstrap.of_some_object(logits, jnp.array([True, True, False, True])))
+  shares = jax.nn.softmax(logits[jnp.array([1, 3])]) * objects
+  np.testing.assert_allclose(two, [1 - objects, shares[0], 0, shares[1]], atol=1e-6)
+  # With all boxes there, or two classes alone, nothing changes; without a box all is background.
+  every = bootstrap.of_some_object(logits, jnp.ones(4, bool))
+  np.testing.assert_allclose(every, logits, atol=1e-6)
+  binary = bootstrap.of_some_object(logits[:2], jnp.ones(2, bool))
+  np.testing.assert_allclose(binary, logits[:2], atol=1e-6)
+  none = bootstrap.of_some_object(logits, jnp.array([True, False, False, False]))
+  np.testing.assert_array_equal(jax.nn.softmax(none), [1, 0, 0, 0])
+
+
+def test_a_mistaken_class_does_not_empty_its_box():
+  """`targets` of a pixel that the network takes for the other class."""
+  boxes = BoxLabels(
+    inside=jnp.ones((1, 1, 1), bool),
+    crowd=jnp.zeros((1, 1, 1), bool),
+    box_class=jnp.full((1, 1, 1), 2),
+    allowed=jnp.array([True, False, True])[None, None, None],
+  )
+  target = bootstrap.targets(
+    "posterior",
+    jnp.array([0.0, 5.0, -5.0])[None, None, None],
+    jnp.zeros((1, 1, 1)),
+    boxes,
+    strength=1.0,
+    prior=jnp.full((1, 1, 1), 0.5),
+    smooth=lambda logits: logits,
+    fill=lambda probabilities: probabilities,
+  )
+  np.testing.assert_allclose(
+    target[0, 0, 0], jax.nn.softmax(jnp.array([0.0, -jnp.inf, 5.0])), atol=1e-4
+  )

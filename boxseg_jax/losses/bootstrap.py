@@ -101,6 +101,27 @@ def with_prior(logits, prior):
   return logits.at[..., BACKGROUND].add(jnp.log1p(-prior) - jnp.log(prior))
 
 
+def of_some_object(logits, allowed):
+  """What speaks for any object speaks for those whose boxes are there.
+
+  A rider that is taken for a pedestrian is no background in the box of a bicyclist: were the
+  pedestrian only left out, the rest might say so, and the next round believe it.
+
+  Args:
+    logits: float32 [..., num_classes].
+    allowed: bool [..., num_classes], see `losses.boxes.BoxLabels`.
+
+  Returns:
+    float32 [..., num_classes], -inf where not allowed: the background's as it is, the objects'
+    moved by one constant, so that their softmax is as likely as that of all objects was.
+  """
+  objects = jnp.where(allowed, logits, -jnp.inf).at[..., BACKGROUND].set(-jnp.inf)
+  of_all = jax.nn.logsumexp(logits[..., BACKGROUND + 1 :], axis=-1, keepdims=True)
+  of_allowed = jax.nn.logsumexp(objects, axis=-1, keepdims=True)
+  moved = objects + of_all - jnp.where(jnp.isfinite(of_allowed), of_allowed, 0.0)
+  return moved.at[..., BACKGROUND].set(logits[..., BACKGROUND])
+
+
 def targets(kind, teacher_logits, sigma, boxes, *, strength, prior=None, smooth=None, fill=None):
   """Targets inside boxes.
 
@@ -122,11 +143,11 @@ def targets(kind, teacher_logits, sigma, boxes, *, strength, prior=None, smooth=
   of_box = box_target(boxes, num_classes, prior)
   if kind == "none":
     return of_box
-  possible = jnp.where(boxes.allowed, teacher_logits, -jnp.inf)
   if kind == "posterior":
+    possible = of_some_object(teacher_logits, boxes.allowed)
     believed = fill(jax.nn.softmax(smooth(with_prior(possible, prior)), axis=-1))
   else:
-    believed = jax.nn.softmax(possible, axis=-1)
+    believed = jax.nn.softmax(jnp.where(boxes.allowed, teacher_logits, -jnp.inf), axis=-1)
   if kind == "soft":
     c = uncertainty.certainty(sigma)[..., None]
     believed = c * of_box + (1.0 - c) * believed
