@@ -3,11 +3,12 @@
     python launch/bench_predict.py runs/nuclei --images=../shared/data/nuclei/test/images \
       --to=runs/predict.json
 
-"network" is the compiled forward pass on a batch that is already on the device; "predict" reads
-the files, fits them, predicts and brings class and certainty to the images' own size
-(`Predictor.decisions`); "predict, files written" also writes index PNGs, certainty maps and
-overlays (`--mode=predict`). Images are read over and over until --num are done. Rows take turns,
-and the best of --repeats counts, since other work on the machine can only slow them down.
+"network" is the compiled forward pass alone, on a batch of the canvas's size that is already on
+the device; "at the images' size" also resizes its logits there and decides, as prediction has to;
+"predict" reads the files, fits them, and does all that (`Predictor.decisions`); "predict, files
+written" also writes index PNGs, certainty maps and overlays (`--mode=predict`). Images are read
+over and over until --num are done. Rows take turns, and the best of --repeats counts, since other
+work on the machine can only slow them down.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from boxseg_jax import config as configuration
 from boxseg_jax.apps import predict
 from boxseg_jax.batch import VOID
 from boxseg_jax.data import photos as photo_files
+from boxseg_jax.data.examples import fit_image, fitted_size
 from boxseg_jax.errors import InputError
 from boxseg_jax.training.step import make_predict_fn
 
@@ -39,6 +41,7 @@ def bench(model, paths, *, batch_size, num, repeats):
   """Rows as name -> images per second."""
   rows = {
     "network": lambda: _network(model, batch_size, num),
+    "at the images' size": lambda: _at_own_size(model, paths, batch_size, num),
     "predict": lambda: _predict(model, paths, batch_size, num),
     "predict, files written": lambda: _written(model, paths, batch_size),
   }
@@ -70,13 +73,29 @@ def _network(model, batch_size, num):
   return -(-num // batch_size) * batch_size / (time.perf_counter() - started)
 
 
+def _at_own_size(model, paths, batch_size, num):
+  """Photos that are as large as the files, but already in memory and on the canvas."""
+  files = [photo_files.of_file(path) for path in paths[: 4 * batch_size]]
+  sizes = [file.size() for file in files]
+  ready = []
+  for file, size in zip(files, sizes, strict=True):
+    height, width = fitted_size(size, model.canvas)
+    pixels = fit_image(file.read_reduced((height, width)), model.canvas)[0][:height, :width]
+    ready.append(file._replace(size=lambda s=size: s, read_reduced=lambda _, p=pixels: p))
+  return _rate(model, ready, batch_size, num)
+
+
 def _predict(model, paths, batch_size, num):
+  return _rate(model, [photo_files.of_file(path) for path in paths], batch_size, num)
+
+
+def _rate(model, photos, batch_size, num):
   predictor = model.predictor(batch_size=batch_size)
-  for _ in predictor.decisions(map(photo_files.of_file, paths)):  # compiles every shape
+  many = list(itertools.islice(itertools.cycle(photos), num))
+  for _ in predictor.decisions(many):  # compiles every shape
     pass
-  many = itertools.islice(itertools.cycle(paths), num)
   started = time.perf_counter()
-  done = sum(1 for _ in predictor.decisions(map(photo_files.of_file, many)))
+  done = sum(1 for _ in predictor.decisions(many))
   return done / (time.perf_counter() - started)
 
 

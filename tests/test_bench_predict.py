@@ -33,7 +33,12 @@ def test_rows_and_refusals(tmp_path):
   done = bench(tmp_path / "run", f"--images={tmp_path}/photo*", *options)
   assert done.returncode == 0, done.stderr
   found = json.loads((tmp_path / "out.json").read_text())
-  assert list(found["images_per_second"]) == ["network", "predict", "predict, files written"]
+  assert list(found["images_per_second"]) == [
+    "network",
+    "at the images' size",
+    "predict",
+    "predict, files written",
+  ]
   assert all(rate > 0 for rate in found["images_per_second"].values())
   assert found["images"] == 3
   for rate in found["images_per_second"].values():
