@@ -62,6 +62,13 @@ def get_config() -> ConfigDict:
         # Also write each image with the classes' colours over it.
         "overlays": True,
       },
+      # --mode=export --to=hub.
+      "export": {
+        # Licence of the data, for the card; "" = not known, which it says.
+        "data_license": "",
+        # "owner/name" to push to, with the token in HF_TOKEN; "" = only write the folder.
+        "repository": "",
+      },
       "parallel": {
         # "pmap" or "jit" (jit of shard_map on a mesh): the same numbers.
         "kind": "pmap",

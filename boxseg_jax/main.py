@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from boxseg_jax.errors import InputError, NonFiniteLossError, PartlyDoneError
 
 STATUS = {NonFiniteLossError: 1, InputError: 2, PartlyDoneError: 3}
-MODES = ("train", "evaluate", "study", "check_data", "predict")
+MODES = ("train", "evaluate", "study", "check_data", "predict", "export")
 
 
 def run() -> None:
@@ -49,7 +49,7 @@ def _define_flags() -> None:
   flags.DEFINE_string("workdir", "runs/default", "Folder of the run.")
   flags.DEFINE_enum("mode", "train", MODES, "What to do.")
   flags.DEFINE_multi_string("images", [], "File, folder or pattern (predict); may be repeated.")
-  flags.DEFINE_string("to", "", "Where results go (predict); a folder beside the run by default.")
+  flags.DEFINE_string("to", "", "File or folder of the results (predict, export).")
   cache = Path.home() / ".cache" / "boxseg_jax"
   flags.DEFINE_string("compilation_cache", str(cache), "Folder of compiled programs.")
 
@@ -58,7 +58,7 @@ def _main(argv) -> None:
   del argv
   # Imported late, so that a misspelt flag is told at once.
   from boxseg_jax import parallel
-  from boxseg_jax.apps import check_data, predict, results, study
+  from boxseg_jax.apps import check_data, export, predict, results, study
   from boxseg_jax.training import loop
 
   values = flags.FLAGS
@@ -67,6 +67,7 @@ def _main(argv) -> None:
   parallel.keep_compiled_programs(values.compilation_cache)
   runs = {"train": loop.train, "evaluate": results.evaluate_run, "study": study.run}
   runs |= {"check_data": check_data.run}
+  runs |= {"export": partial(export.run, to=values.to)}
   runs |= {"predict": partial(predict.run, images=values.images, to=values.to)}
   workdir = Path(values.workdir)
   outcome = runs[values.mode](values.config, workdir)

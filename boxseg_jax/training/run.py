@@ -16,7 +16,7 @@ from boxseg_jax.training import build, saved
 from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.snapshots import Snapshots
 
-_OF_NO_RUN = ("study.", "predict.")  # parts of the configuration
+_OF_NO_RUN = ("study.", "predict.", "export.")  # parts of the configuration
 
 
 class Run:
@@ -167,11 +167,16 @@ def write_json(path: Path, value) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+  """`write_bytes` of a text in UTF-8."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
   """Writes a file that is either whole or not there, whatever happens to the process.
 
   Args:
     path: of the file; its folder is made where it is missing.
-    text: what it holds.
+    content: what it holds.
 
   Raises:
     InputError: it cannot be written.
@@ -179,7 +184,7 @@ def write_text(path: Path, text: str) -> None:
   unfinished = path.with_name(path.name + ".unfinished")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished.write_bytes(content)
     unfinished.replace(path)
   except OSError as error:
     raise InputError(f"{path} cannot be written: {error}") from error
