@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from boxseg_jax import data
 from boxseg_jax import config as configuration
+from boxseg_jax import data
 from boxseg_jax.apps import curves, tables
 from boxseg_jax.errors import InputError
 from boxseg_jax.training import loop, origin, snapshots

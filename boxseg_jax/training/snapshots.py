@@ -1,7 +1,7 @@
 """What the network makes of a few training images, the same ones each time.
 
-As pictures, at each evaluation; and, at some steps of the run, the targets that it learns from inside
-their boxes, for the report of the run.
+As pictures, at each evaluation; and, at some steps of the run, the targets that it learns from
+inside their boxes, for the report of the run.
 """
 
 from pathlib import Path
@@ -139,7 +139,7 @@ def is_due(step: int, num_steps: int) -> bool:
 
 
 def keep_targets(workdir, step: int, targets: np.ndarray) -> None:
-  """Writes what `Snapshots.targets` gave to `<workdir>/snapshots/<step>.npz`, whole or not at all."""
+  """Writes what `Snapshots.targets` gave to `<workdir>/snapshots/<step>.npz`."""
   path = Path(workdir) / "snapshots" / f"{step:07d}.npz"
   path.parent.mkdir(parents=True, exist_ok=True)
   unfinished = path.with_name(path.name + ".part")
