@@ -56,7 +56,7 @@ def _page(config, tables, found, readings):
   if not found:
     parts.append("<div class='finding fine'>Nothing is wrong with these data.</div>")
   for title, head, lines in tables:
-    parts += [f"<h2>{safe(title)}</h2>", table(head, lines, bar="share")]
+    parts += [f"<h2>{safe(title)}</h2>", table(head, lines, bar="share" if "share" in head else "")]
   for split, reading in readings.items():
     parts += [f"<h2>Pictures of {safe(split)}</h2>", legend(names), "<div class='pictures'>"]
     for record in _chosen(reading, [one for name, one in found if name in (split, "")]):

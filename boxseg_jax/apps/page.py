@@ -27,6 +27,7 @@ a { color: var(--link); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 14px 3px 0; text-align: left; border-bottom: 1px solid var(--rule); }
 th { color: var(--dim); font-weight: 500; } .number { text-align: right; }
+td.number { white-space: nowrap; }
 td.part { padding-left: 1.2em; }
 td.bars { width: 210px; min-width: 80px; padding-right: 0; }
 .bar { display: inline-block; height: 9px; background: var(--bar); min-width: 1px; }
@@ -71,15 +72,15 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, bar: str = "")
   Args:
     head: titles of the columns, plain text; none at all if all are empty.
     lines: cells, plain text.
-    bar: title of a column of shares in percent, beside which bars are drawn.
+    bar: title of a column of shares in percent, for which bars are drawn at the right.
   """
   numeric = [all(is_number(line[column]) for line in lines) for column in range(len(head))]
   heads = "".join(_cell("th", text, right) for text, right in zip(head, numeric, strict=True))
-  rows = [f"<tr>{heads}{'<th></th>' if bar in head else ''}</tr>"] if any(head) else []
+  drawn_by = list(head).index(bar) if bar else None
+  rows = [f"<tr>{heads}{'<th></th>' if bar else ''}</tr>"] if any(head) else []
   for line in lines:
     cells = "".join(_cell("td", text, right) for text, right in zip(line, numeric, strict=True))
-    drawn = _bar(line[list(head).index(bar)]) if bar in head else ""
-    rows.append(f"<tr>{cells}{drawn}</tr>")
+    rows.append(f"<tr>{cells}{_bar(line[drawn_by]) if bar else ''}</tr>")
   return f"<div class='scroll'><table>{''.join(rows)}</table></div>"
 
 

@@ -196,8 +196,7 @@ def _counts(opened):
     ("training images with boxes only", len(training.box_indices)),
     ("- boxes in them", sum(boxes[i] for i in training.box_indices)),
     ("- of these images, judged by their known masks", len(known) if known else 0),
-    ("images with masks in each batch", training.mask_images),
-    ("- of", opened.config.data.batch_size),
+    (f"images with masks in each batch of {opened.config.data.batch_size}", training.mask_images),
     ("evaluation images", len(opened.judged)),
   ]
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from boxseg_jax.evaluation import metrics, pictures
 
 _TILE, _CROP = 320, 96  # pixels
 _QUALITY = 84  # of JPEGs
+_GREY = 40  # lines of single boxes
 _STYLE = """
 nav { margin: 0.8em 0 1.4em; } nav a { margin-right: 1.1em; display: inline-block; }
 .numbers { display: flex; flex-wrap: wrap; gap: 10px 34px; margin: 1.2em 0; }
@@ -48,7 +50,11 @@ _LOSSES = {
 
 
 def page(
-  config: ConfigDict, workdir, step: int, named: Mapping[str, float], sections: Mapping[str, str]
+  config: ConfigDict,
+  workdir: Path,
+  step: int,
+  named: Mapping[str, float],
+  sections: Mapping[str, str],
 ) -> str:
   """The whole page.
 
@@ -59,15 +65,15 @@ def page(
     named: metrics in [0, 1] by name.
     sections: HTML by title, in their order.
   """
+  name = f"Run {workdir.resolve().name}"
   links = " ".join(f"<a href='#{_anchor(title)}'>{safe(title)}</a>" for title in sections)
   root = f", {config.data.root}" if config.data.root else ""
   sub = (
-    f"arm {config.arm}, source {config.data.source}{root}, masks of "
-    f"{100 * config.data.mask_fraction:g} % of the images asked for; step {step} of "
-    f"{config.train.num_steps}"
+    f"Arm {config.arm}, source {config.data.source}{root}; the checkpoint of step {step:,} of "
+    f"{config.train.num_steps:,}, judged by {config.data.eval_split}"
   )
   body = [
-    f"<h1>{safe(workdir)}</h1><p class='sub'>{safe(sub)}</p>",
+    f"<h1>{safe(name)}</h1><p class='sub'>{safe(sub)}</p>",
     _headline(named),
     f"<nav>{links}</nav>",
     *(
@@ -75,7 +81,7 @@ def page(
       for title, content in sections.items()
     ),
   ]
-  return document(f"Run {workdir}", body, svg.STYLE + _STYLE)
+  return document(name, body, svg.STYLE + _STYLE)
 
 
 def _anchor(title):
@@ -143,16 +149,14 @@ def classes(named: Mapping[str, float], counts: np.ndarray, names: Sequence[str]
     counts: confusion matrix, rows = label.
     names: of the classes.
   """
-  in_boxes = [f"boxes/mask_iou/{name}" for name in names]
-  head = ["class", "IoU", "share of pixels"]
-  lines = [
-    [name, _percent(named[f"iou/{name}"]), _percent(share)]
-    for name, share in zip(names, counts.sum(1) / max(counts.sum(), 1), strict=True)
-  ]
-  if any(name in named for name in in_boxes):
-    head.append("IoU of masks made in boxes")
-    for line, name in zip(lines, in_boxes, strict=True):
-      line.append(_percent(named.get(name, math.nan)))
+  in_boxes = [_percent(named.get(f"boxes/mask_iou/{name}", math.nan)) for name in names]
+  shares = map(_percent, counts.sum(1) / max(counts.sum(), 1))
+  ious = [_percent(named[f"iou/{name}"]) for name in names]
+  columns = {"class": names, "share of pixels": shares}
+  if "boxes/mask_iou" in named:
+    columns["IoU of masks made in boxes"] = in_boxes
+  columns["IoU"] = ious
+  head, lines = list(columns), list(map(list, zip(*columns.values(), strict=True)))
   return table(head, lines, bar="IoU")
 
 
@@ -179,7 +183,7 @@ def _confusion_row(name, row, names):
   cells = []
   for other, count, share in zip(names, row.tolist(), shares.tolist(), strict=True):
     told = safe(f"{count:,} pixels of {name} taken for {other}")
-    kind = " class='deep'" if share > 0.5 else ""
+    kind = " class='deep'" if share > 0.75 else ""
     colour = f"background:rgba(0,100,160,{0.06 + 0.9 * share:.2f})"
     cells.append(f"<td{kind} style='{colour}' title='{told}'>{100 * share:.1f}</td>")
   return f"<tr><th>{safe(name)}</th>{''.join(cells)}</tr>"
@@ -248,7 +252,7 @@ def boxes(history: "box_history.History | str", names: Sequence[str]) -> str:
       _box_chart("IoU with the true mask, inside the box, %", steps, history.boxes, "iou")
     )
   rows = [_box_row(history, box, steps, names) for box in box_history.chosen(history.boxes)]
-  shown = "Grey: each box. Below: some of them, small and large ones of each class."
+  shown = "Grey: single boxes. Below: some of them, small and large ones of each class."
   return f"{_note(about)}<div class='charts'>{''.join(charts)}</div>{_note(shown)}" + "\n".join(
     rows
   )
@@ -257,10 +261,11 @@ def boxes(history: "box_history.History | str", names: Sequence[str]) -> str:
 def _box_chart(title, steps, followed, name):
   values = 100 * np.array([getattr(box, name) for box in followed])
   seen = values[~np.isnan(values).any(axis=1)]
-  every = [Series("", list(zip(steps, row, strict=True)), True) for row in seen.tolist()]
+  spread = seen[:: math.ceil(len(seen) / _GREY) or 1].tolist()  # more would hide each other
+  every = [Series("", list(zip(steps, row, strict=True)), is_faint=True) for row in spread]
   mean = seen.mean(axis=0).tolist() if len(seen) else []
   average = Series("mean over boxes", list(zip(steps, mean, strict=bool(mean))))
-  return svg.lines(title, [*every[:100], average], unit=" %", top=100)
+  return svg.lines(title, [*every, average], unit=" %", top=100)
 
 
 def _box_row(history, box, steps, names):
@@ -310,7 +315,7 @@ def sigma(histogram: np.ndarray | None, named: Mapping[str, float], why_not: str
     "wrong if its true label is not the class of its box; expected is 1 - certainty. On the dashed "
     "line both agree; the larger a dot, the more pixels."
   )
-  return f"{_note(about)}<div class='charts'>{chart}{table(['', ''], lines)}</div>"
+  return f"{_note(about)}{table(['', ''], lines)}<div class='charts'>{chart}</div>"
 
 
 def throughput(log: Mapping, batch_size: int, starts: Sequence[Mapping]) -> str:

@@ -10,7 +10,7 @@ from boxseg_jax.apps.page import safe
 
 STYLE = """
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr));
-          gap: 18px 22px; }
+          gap: 18px 22px; margin: 12px 0; }
 .chart { max-width: 480px; } .chart svg { display: block; width: 100%; height: auto; }
 .chart figcaption { color: var(--ink); }
 .chart text { font-size: 11px; fill: var(--dim); } .grid { stroke: var(--rule); stroke-width: 1; }
@@ -99,7 +99,9 @@ def lines(title: str, series: Sequence[Series], *, unit: str = "", top: float | 
       continue
     colour = f"c{len(keys) % _COLOURS}"
     parts.append(f"<polyline class='line {colour}' points='{places}'/>")
-    parts += [_spot(axes, one.name, x, y, unit) for x, y in one.points]
+    # A line of one point would not be seen.
+    kind = f"class='dot {colour}'" if len(one.points) == 1 else "fill='transparent'"
+    parts += [_spot(axes, one.name, x, y, unit, kind) for x, y in one.points]
     last = f"<b>{number(one.points[-1][1])}{safe(unit)}</b>"
     keys.append(f"<span><i class='{colour}'></i>{safe(one.name)} {last}</span>")
   return _figure(title, parts, f"<p class='keys'>{' '.join(keys)}</p>")
@@ -149,11 +151,11 @@ def _figure(title, parts, below):
   )
 
 
-def _spot(axes, name, x, y, unit):
-  """A place without colour that tells its numbers."""
+def _spot(axes, name, x, y, unit, kind):
+  """A place that tells its numbers when it is pointed at."""
   told = safe(f"{name}, step {x:,.0f}: {number(y)}{unit}")
   place = f"cx='{axes.x(x):.1f}' cy='{axes.y(y):.1f}' r='5'"
-  return f"<circle {place} fill='transparent'><title>{told}</title></circle>"
+  return f"<circle {place} {kind}><title>{told}</title></circle>"
 
 
 def _round_numbers(low, high):
