@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from boxseg_jax.errors import InputError, NonFiniteLossError, PartlyDoneError
 
 STATUS = {NonFiniteLossError: 1, InputError: 2, PartlyDoneError: 3}
-MODES = ("train", "evaluate", "study", "check_data", "predict", "export")
+MODES = ("train", "evaluate", "study", "check_data", "predict", "export", "report")
 
 
 def run() -> None:
@@ -58,7 +58,7 @@ def _main(argv) -> None:
   del argv
   # Imported late, so that a misspelt flag is told at once.
   from boxseg_jax import parallel
-  from boxseg_jax.apps import check_data, export, predict, results, study
+  from boxseg_jax.apps import check_data, export, predict, report, results, study
   from boxseg_jax.training import loop
 
   values = flags.FLAGS
@@ -66,7 +66,7 @@ def _main(argv) -> None:
   logging.set_verbosity(logging.ERROR)
   parallel.keep_compiled_programs(values.compilation_cache)
   runs = {"train": loop.train, "evaluate": results.evaluate_run, "study": study.run}
-  runs |= {"check_data": check_data.run}
+  runs |= {"check_data": check_data.run, "report": report.run}
   runs |= {"export": partial(export.run, to=values.to)}
   runs |= {"predict": partial(predict.run, images=values.images, to=values.to)}
   workdir = Path(values.workdir)

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from boxseg_jax import config as configuration
-from boxseg_jax.apps import budget, data_page
+from boxseg_jax.apps import budget, data_page, page
 from boxseg_jax.batch import VOID
 from boxseg_jax.data import findings, survey, training_set
 from boxseg_jax.data.findings import Finding
@@ -44,9 +44,9 @@ def run(config: ConfigDict, workdir, *, report=print) -> str:
   tables = _tables(config, summaries, plan)
   text = [*_as_text(tables), *_warnings(found)]
   if readings:
-    page = Path(workdir) / "data.html"
-    data_page.write(page, config, tables, found, readings)
-    text.append(f"\nPage: {page}")
+    path = Path(workdir) / "data.html"
+    data_page.write(path, config, tables, found, readings)
+    text.append(f"\nPage: {path}")
   errors = _errors(found)
   if errors:
     report("\n".join(text))
@@ -212,9 +212,7 @@ def _as_text(tables):
   for title, head, lines in tables:
     yield f"\n{title}"
     rows = [head, *lines] if any(head) else lines
-    numeric = [
-      all(data_page.is_number(cell) for cell in cells) for cells in zip(*lines, strict=True)
-    ]
+    numeric = [all(page.is_number(cell) for cell in cells) for cells in zip(*lines, strict=True)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     for row in rows:
       # Words to the left, numbers to the right.

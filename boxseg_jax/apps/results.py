@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from boxseg_jax.errors import InputError
 from boxseg_jax.training import snapshots
 from boxseg_jax.training.run import Run
+from boxseg_jax.training.state import TrainState
 
 
 def table(results: dict[str, float], workdir) -> str:
@@ -41,6 +42,25 @@ def evaluate_run(config: ConfigDict, workdir, *, report=print) -> dict[str, floa
   Raises:
     InputError: no checkpoint there, or one of another configuration.
   """
+  run, step, state = open_best(config, workdir, report=report)
+  report(f"Evaluating the checkpoint of step {step}.")
+  return run.measure(state)
+
+
+def open_best(config: ConfigDict, workdir, *, report=print) -> tuple[Run, int, TrainState]:
+  """Opens a run that has been trained.
+
+  Args:
+    config: the configuration of the run.
+    workdir: its folder.
+    report: takes lines of text for the person who waits.
+
+  Returns:
+    The run, and step and state of its best checkpoint (the newest, if none was evaluated).
+
+  Raises:
+    InputError: no checkpoint there, or one of another configuration.
+  """
   workdir = Path(workdir)
   if not (workdir / "config.json").exists():
     raise InputError(f"{workdir} holds no run")
@@ -49,5 +69,4 @@ def evaluate_run(config: ConfigDict, workdir, *, report=print) -> dict[str, floa
     step = checkpoints.best_step()
     if step is None:
       raise InputError(f"{workdir} holds no checkpoint")
-    report(f"Evaluating the checkpoint of step {step}.")
-    return run.measure(run.restore(checkpoints, step))
+    return run, step, run.restore(checkpoints, step)

@@ -2,24 +2,18 @@
 
 import itertools
 import json
-import os
-import platform
-import shlex
-import sys
 import textwrap
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
-from boxseg_jax import __version__, data
 from boxseg_jax import config as configuration
+from boxseg_jax import data
 from boxseg_jax.apps import curves, tables
 from boxseg_jax.errors import InputError
-from boxseg_jax.training import loop, snapshots
+from boxseg_jax.training import loop, origin, snapshots
 from boxseg_jax.training.run import refuse_other_configuration, write_json, write_text
 
 
@@ -116,10 +110,10 @@ def run(config: ConfigDict, workdir, *, report=print) -> str:
     r.image_id: len(r.boxes) for r in data.load_records(config.data, config.data.train_split)
   }
   rows = [_row(config, cell, workdir / cell.name, objects) for cell in planned]
-  origin = made_with(config)
-  write_json(workdir / "study.json", {"made_with": origin, "cells": rows})
+  made = made_with(config)
+  write_json(workdir / "study.json", {"made_with": made, "cells": rows})
   text = same_for_all(config) + "\n" + tables.tables(rows, tuple(config.data.class_names))
-  write_text(workdir / "study.md", text + "\n" + _list_items(origin))
+  write_text(workdir / "study.md", text + "\n" + _list_items(made))
   curves.save(workdir / "study.png", [row for row in rows if not row["fault"]])
   pictures = [snapshots.newest(workdir / cell.name) for cell in planned]
   paths = [("Plot", workdir / "study.png"), *(("Pictures", path) for path in pictures if path)]
@@ -189,23 +183,13 @@ def made_with(config: ConfigDict) -> dict:
   """
   default = configuration.flatten(configuration.get_config())
   return {
-    "command": " ".join(["python -m boxseg_jax.main", *map(_quoted, sys.argv[1:])]),
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    "host cores": os.cpu_count(),
-    "python": platform.python_version(),
-    "boxseg_jax": __version__,
-    **{name: metadata.version(name) for name in ("jax", "flax", "optax")},
+    **origin.here(),
     "config": configuration.differences(default, configuration.flatten(config)),
   }
 
 
-def _quoted(argument):
-  """For a shell; tuples of strings stay readable, where shlex would quote every quote."""
-  return shlex.quote(argument) if "'" not in argument else f'"{argument}"'
-
-
-def _list_items(origin):
+def _list_items(made):
   """Markdown of `made_with`."""
-  changed = "".join(f"  - `{line}`\n" for line in origin["config"])
-  plain = "".join(f"- {name}: {value}\n" for name, value in origin.items() if name != "config")
+  changed = "".join(f"  - `{line}`\n" for line in made["config"])
+  plain = "".join(f"- {name}: {value}\n" for name, value in made.items() if name != "config")
   return f"{plain}- differences from the default configuration:\n{changed}"

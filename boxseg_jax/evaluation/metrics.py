@@ -6,6 +6,8 @@ batches, devices and processes in any order to the same numbers. The functions
 down to `uncertainty_histogram` are pure JAX; `summary` and `auroc` are numpy.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,38 @@ def auroc(histogram: np.ndarray) -> float:
   return float(_divide(ordered, right.sum() * wrong.sum()))
 
 
+class Reliability(NamedTuple):
+  """Pixels by certainty, float64 [bins] each, the least certain first.
+
+  Attributes:
+    certainty: mean certainty of the bin's pixels; NaN where there is none.
+    right: share of them whose box is right; NaN where there is none.
+    pixels: their number.
+  """
+
+  certainty: np.ndarray
+  right: np.ndarray
+  pixels: np.ndarray
+
+
+def reliability(histogram: np.ndarray, bins: int = 16) -> Reliability:
+  """Certainty as the probability that the box's label is right, beside how often it is.
+
+  Args:
+    histogram: int [2, fine bins], of `uncertainty_histogram`.
+    bins: number of bins of equal width, divides that of the fine ones.
+  """
+  histogram = np.asarray(histogram).astype(np.float64)
+  fine = histogram.shape[1]
+  bins = min(bins, fine)
+  certainty = (np.arange(fine) + 0.5) / fine
+  right, pixels, expected = (
+    x.reshape(bins, -1).sum(1)
+    for x in (histogram[0], histogram.sum(0), certainty * histogram.sum(0))
+  )
+  return Reliability(_divide(expected, pixels), _divide(right, pixels), pixels)
+
+
 def calibration_error(histogram: np.ndarray, bins: int = 16) -> float:
   """Expected calibration error of the certainty as the probability that the box's label is right.
 
@@ -109,13 +143,8 @@ def calibration_error(histogram: np.ndarray, bins: int = 16) -> float:
   Returns:
     Mean of |share of right pixels - certainty| over pixels, in [0, 1]; NaN without pixels.
   """
-  histogram = np.asarray(histogram).astype(np.float64)
-  fine = histogram.shape[1]
-  bins = min(bins, fine)
-  certainty = (np.arange(fine) + 0.5) / fine
-  right, counts = (x.reshape(bins, -1).sum(1) for x in (histogram[0], histogram.sum(0)))
-  expected = (certainty * histogram.sum(0)).reshape(bins, -1).sum(1)
-  return float(_divide(np.abs(right - expected).sum(), counts.sum()))
+  certainty, right, pixels = reliability(histogram, bins)
+  return float(_divide(np.nansum(np.abs(right - certainty) * pixels), pixels.sum()))
 
 
 def _divide(numerator, denominator):

@@ -161,6 +161,94 @@ def predicted(
   return np.concatenate([*bands, _legend_band(class_names, colours, page_width)])
 
 
+def judged(
+  image: np.ndarray,
+  labels: np.ndarray,
+  classes: np.ndarray,
+  certainty: np.ndarray | None,
+  num_classes: int,
+  *,
+  side: int,
+) -> dict[str, np.ndarray]:
+  """A photograph, what it should be taken for and what it is, as separate pictures by title.
+
+  Args:
+    image: uint8 [height, width, 3].
+    labels: int [height, width], class ids, 255 = void.
+    classes: int [height, width], predicted class ids.
+    certainty: float [height, width] in [0, 1]; None = not shown.
+    num_classes: number of classes, background included.
+    side: longer side of the pictures in pixels.
+
+  Returns:
+    "image", "true mask", "prediction" and "certainty", uint8 [h, w, 3] each.
+  """
+  colours, size = palette(num_classes), _with_side(image.shape[:2], side)
+  photo = _photo(image, size)
+  views = {
+    "image": photo,
+    "true mask": overlay(photo, _nearest(labels, size), colours),
+    "prediction": overlay(photo, _nearest(classes, size), colours),
+  }
+  return views if certainty is None else views | {"certainty": _heat(_nearest(certainty, size))}
+
+
+def box_history(
+  image: np.ndarray,
+  box: np.ndarray,
+  targets: Sequence[np.ndarray],
+  true_labels: np.ndarray | None,
+  *,
+  label: int,
+  side: int,
+) -> list[np.ndarray]:
+  """What a box was taken for, time after time: the same part of an image in each picture.
+
+  Args:
+    image: uint8 [height, width, 3].
+    box: float [4], (ymin, xmin, ymax, xmax) in [0, 1] of the image; drawn in each picture.
+    targets: float [height, width, num_classes] in [0, 1] each, the oldest first.
+    true_labels: int [height, width], class ids; None = not known.
+    label: class of the box.
+    side: of the pictures in pixels.
+
+  Returns:
+    The image, a picture for each of the targets, and the true mask where it is known; uint8 [side,
+    side, 3] each.
+  """
+  colours = palette(targets[0].shape[-1])
+  rows, columns, place = _around(box, image.shape[:2])
+  crop = (slice(*rows), slice(*columns))
+  height, width = rows[1] - rows[0], columns[1] - columns[0]
+  size = _with_side((height, width), side)
+  photo = _photo(image[crop], size)
+  tiles = [photo, *(_mixture(photo, _nearest(target[crop], size), colours) for target in targets)]
+  if true_labels is not None:
+    tiles.append(overlay(photo, _nearest(true_labels[crop], size), colours))
+  view = Views(None, None, place[None], np.array([label]), None, None)
+  return [_draw_boxes(tile, view, colours) for tile in tiles]
+
+
+def _around(box, canvas):
+  """((top, bottom), (left, right)) in pixels, a square around a box; and the box in it."""
+  ymin, xmin, ymax, xmax = np.asarray(box) * np.tile(canvas, 2)
+  reach = 0.65 * max(ymax - ymin, xmax - xmin, 4.0)
+  spans = []
+  for low, high, limit in ((ymin, ymax, canvas[0]), (xmin, xmax, canvas[1])):
+    length = min(limit, math.ceil(2 * reach))
+    start = min(max(round((low + high) / 2 - length / 2), 0), limit - length)
+    spans.append((start, start + length))
+  (top, bottom), (left, right) = spans
+  scale = np.array([bottom - top, right - left] * 2)
+  return *spans, (np.array([ymin, xmin, ymax, xmax]) - (top, left, top, left)) / scale
+
+
+def _with_side(size, side):
+  """(height, width) of the same aspect whose longer side is given."""
+  scale = side / max(size)
+  return tuple(max(round(scale * length), 1) for length in size)
+
+
 def certainty_map(certainty: np.ndarray) -> np.ndarray:
   """Colours of certainty [height, width] in [0, 1], dark = doubtful, uint8 [height, width, 3]."""
   return _heat(certainty)

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from boxseg_jax.errors import NonFiniteLossError
-from boxseg_jax.training import snapshots
+from boxseg_jax.training import origin, snapshots
 from boxseg_jax.training.metric_writer import MetricWriter
 from boxseg_jax.training.progress import Progress
 from boxseg_jax.training.run import Run, write_json
@@ -48,6 +48,12 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
     progress = Progress(num_steps, batch_size=config.data.batch_size, start_step=start_step)
     at_the_end.callback(progress.close)
 
+    followed = bool(config.eval.pictures) and run.snapshots.follows_boxes
+    if followed and not start_step:
+      snapshots.keep_targets(run.workdir, 0, run.snapshots.targets(state))
+    if start_step < num_steps:
+      at_the_end.enter_context(origin.noted(run.workdir, start_step))
+
     train_step = run.train_step()
     window = Window()
     results = None
@@ -69,6 +75,10 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
       if evaluating:
         with progress.paused():
           results = _evaluate(run, state, step, writer)
+
+      if followed and snapshots.is_due(step, num_steps):
+        with progress.paused():
+          snapshots.keep_targets(run.workdir, step, run.snapshots.targets(state))
 
       if saving:
         # Only what the window has seen to be finite is ever saved.

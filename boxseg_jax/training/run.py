@@ -117,12 +117,16 @@ class Run:
   def measure(self, state) -> dict[str, float]:
     """All metrics of a state by name, see `evaluation.evaluate.results`."""
     judged = training_set.judged_batches(self.judged, self.config, self.parallel)
-    totals = self._totals(self._evaluators.segmentation, state, judged)
-    known = self.training.known_box_images
-    if known:
-      boxed = training_set.evaluation_batches(known, self.config, self.parallel)
-      totals |= self._totals(self._evaluators.boxes, state, boxed)
+    totals = self._totals(self._evaluators.segmentation, state, judged) | self.box_totals(state)
     return evaluate.results(totals, self.config.data.class_names)
+
+  def box_totals(self, state) -> dict:
+    """Sums over box images whose masks are known, see `evaluate.box_sums`; {} without such."""
+    known = self.training.known_box_images
+    if not known:
+      return {}
+    boxed = training_set.evaluation_batches(known, self.config, self.parallel)
+    return self._totals(self._evaluators.boxes, state, boxed)
 
   def _totals(self, sums_fn, state, batches):
     return evaluate.evaluate(sums_fn, state, batches, self.parallel.put_batch)

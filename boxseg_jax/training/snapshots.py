@@ -1,14 +1,42 @@
-"""Pictures of what the network makes of a few training images, the same ones each time."""
+"""What the network makes of a few training images, the same ones each time.
+
+As pictures, at each evaluation; and, at some steps of the run, the targets that it learns from
+inside their boxes, for the report of the run.
+"""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from boxseg_jax import augment
 from boxseg_jax.evaluation import evaluate, pictures
 from boxseg_jax.training.step import LossSettings, make_predict_fn, make_target_fn
+
+LOOKS = 8  # at the targets, evenly spread over the run, and one before its first step
+
+
+class BoxImages(NamedTuple):
+  """Training images of which only the boxes are given, numpy arrays on the canvas.
+
+  Attributes:
+    names: of the images.
+    image: uint8 [images, height, width, 3].
+    boxes: float32 [images, max_boxes, 4], (ymin, xmin, ymax, xmax) in [0, 1] of the canvas.
+    box_classes: int32 [images, max_boxes], 0 = padding.
+    box_is_crowd: bool [images, max_boxes].
+    true_labels: int32 [images, height, width], which nothing learns from; 255 where not known.
+  """
+
+  names: tuple[str, ...]
+  image: np.ndarray
+  boxes: np.ndarray
+  box_classes: np.ndarray
+  box_is_crowd: np.ndarray
+  true_labels: np.ndarray
 
 
 class Snapshots:
@@ -33,19 +61,51 @@ class Snapshots:
     self._batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
     known = [training.reader.evaluation(int(index))["labels"] for index in chosen]
     self._true_labels = np.stack(known)
+    self._names = tuple(training.reader.records[int(index)].image_id for index in chosen)
+    self._is_box = ~self._batch["has_mask"]
+    self._bootstraps = settings.bootstrap != "none"
     predict, target = make_predict_fn(model), make_target_fn(model, settings)
 
-    def look(variables, batch):
+    def look(variables, batch, step):
       prepared = augment.prepare(batch)
       logits, sigma = predict(variables, prepared)
       predicted = evaluate.most_likely_class(logits)
-      return prepared, predicted, sigma, target(variables, prepared)[0]
+      learned = jnp.round(255.0 * target(variables, prepared, step)[0][..., 1:]).astype(jnp.uint8)
+      return prepared, predicted, sigma, target(variables, prepared)[0], learned
 
     self._look = jax.jit(look)
 
+  @property
+  def follows_boxes(self) -> bool:
+    """Whether there are boxes here whose targets change while training."""
+    return self._bootstraps and bool(self._is_box.any())
+
+  @property
+  def box_images(self) -> BoxImages:
+    """The images that `targets` is about."""
+    of_canvas = jax.device_get(augment.prepare(self._batch))["boxes"]
+    classes, crowd = self._batch["box_classes"], self._batch["box_is_crowd"]
+    arrays = self._batch["image"], of_canvas, classes, crowd, self._true_labels
+    names = tuple(name for name, kept in zip(self._names, self._is_box, strict=True) if kept)
+    return BoxImages(names, *(array[self._is_box] for array in arrays))
+
+  def targets(self, state) -> np.ndarray:
+    """What the next step would learn inside the boxes of `box_images`.
+
+    Args:
+      state: TrainState.
+
+    Returns:
+      uint8 [images, height, width, num_classes - 1], probability of each foreground class in units
+      of 1 / 255; 0 outside of boxes.
+    """
+    *_, learned = self._look(state.ema, self._batch, state.step)
+    return jax.device_get(learned)[self._is_box]
+
   def draw(self, state) -> np.ndarray:
     """The pictures of one state: uint8 [page_height, page_width, 3]."""
-    prepared, predicted, sigma, target = jax.device_get(self._look(state.ema, self._batch))
+    looked = self._look(state.ema, self._batch, state.step)
+    prepared, predicted, sigma, target, _ = jax.device_get(looked)
     views = pictures.Views(
       image=self._batch["image"],
       given_labels=self._batch["labels"],
@@ -71,3 +131,27 @@ def save(workdir, step: int, picture: np.ndarray) -> Path:
 def newest(workdir) -> Path | None:
   """Path of the last picture that `save` wrote, None if there is none."""
   return max((Path(workdir) / "pictures").glob("*.png"), default=None)
+
+
+def is_due(step: int, num_steps: int) -> bool:
+  """Whether the targets are kept at a step: before the first, after the last, and some between."""
+  return step in {round(num_steps * look / LOOKS) for look in range(LOOKS + 1)}
+
+
+def keep_targets(workdir, step: int, targets: np.ndarray) -> None:
+  """Writes what `Snapshots.targets` gave to `<workdir>/snapshots/<step>.npz`."""
+  path = Path(workdir) / "snapshots" / f"{step:07d}.npz"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = path.with_name(path.name + ".part")
+  with open(unfinished, "wb") as file:  # a name without .npz would be given one
+    np.savez_compressed(file, targets=targets)
+  unfinished.replace(path)
+
+
+def kept_targets(workdir) -> dict[int, np.ndarray]:
+  """What `keep_targets` wrote, by step, the first one first."""
+  kept = {}
+  for path in sorted((Path(workdir) / "snapshots").glob("*.npz")):
+    with np.load(path) as content:
+      kept[int(path.stem)] = content["targets"]
+  return kept

@@ -310,7 +310,7 @@ def make_predict_fn(model) -> Callable:
 
 
 def make_target_fn(model, settings: LossSettings) -> Callable:
-  """`(variables, batch) -> (target, sigma, inside, box_class)`: what boxes become, for evaluation.
+  """`(variables, batch, step=None) -> (target, sigma, inside, box_class)`: what boxes become.
 
   Args:
     model: the network.
@@ -318,13 +318,16 @@ def make_target_fn(model, settings: LossSettings) -> Callable:
 
   Returns:
     A pure function of the moving average: target float32 [batch, height, width, num_classes],
-    inside boxes that of the bootstrapping at full strength and outside background; sigma
-    float32, inside bool, box_class int32, each [batch, height, width].
+    inside boxes that of the bootstrapping and outside background; sigma float32, inside bool,
+    box_class int32, each [batch, height, width]. Bootstrapping is at full strength, or, where a
+    step (int32 scalar) is given, as far as it has come in then: what that step learns from.
   """
 
-  def target(variables, batch):
+  def target(variables, batch, step=None):
     boxes = objective.read_boxes(batch, settings.num_classes)
-    inside, sigma = bootstrapped(model, variables, batch, boxes, settings, strength=1.0)
+    start, ramp = settings.bootstrap_start, settings.bootstrap_ramp
+    strength = 1.0 if step is None else bootstrap.strength_at(step, start=start, ramp=ramp)
+    inside, sigma = bootstrapped(model, variables, batch, boxes, settings, strength=strength)
     background = jax.nn.one_hot(jnp.zeros_like(boxes.box_class), settings.num_classes)
     whole = jnp.where(boxes.inside[..., None], inside, background)
     return whole, sigma, boxes.inside, boxes.box_class
