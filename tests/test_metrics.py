@@ -143,3 +143,14 @@ def test_calibration_error_of_honest_certainty_is_small():
   inverted = metrics.uncertainty_histogram(certainty, ~wrong, np.ones_like(wrong))
   assert metrics.calibration_error(np.asarray(inverted)) > 0.3
   assert np.isnan(metrics.calibration_error(np.zeros((2, 1024))))
+
+
+def test_reliability_by_hand():
+  """Four pixels in the lowest of two bins, none above."""
+  histogram = np.array([[0, 1, 0, 0], [2, 1, 0, 0]])
+  certainty, right, pixels = metrics.reliability(histogram, bins=2)
+  np.testing.assert_allclose(certainty, [(2 * 0.125 + 2 * 0.375) / 4, np.nan])
+  np.testing.assert_allclose(right, [0.25, np.nan])
+  np.testing.assert_array_equal(pixels, [4, 0])
+  assert metrics.calibration_error(histogram, bins=2) == 0.0
+  assert np.isnan(metrics.calibration_error(0 * histogram))

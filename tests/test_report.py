@@ -111,14 +111,14 @@ class TestWhatItHolds:
   def test_its_numbers_are_those_of_the_run(self, trained, written):
     _, workdir, named = trained
     assert json.loads((workdir / "result.json").read_text()) == pytest.approx(named, nan_ok=True)
-    shown = dict(re.findall(r"<div><b>([^<]*)</b>([^<]*)</div>", written))
-    assert {title: number for number, title in shown.items()} == {
-      "foreground IoU": percent(named["foreground_iou"]),
-      "mean IoU with background": percent(named["miou"]),
-      "pixels right": percent(named["pixel_accuracy"]),
-      "IoU of masks made in boxes": percent(named["boxes/mask_iou"]),
-      "AUROC of sigma": percent(named["boxes/sigma_auroc"]),
-    } or len({*shown.values()}) < 5  # equal numbers share a key
+    shown = re.findall(r"<div><b>([^<]*)</b>([^<]*)</div>", written)
+    assert shown == [
+      (percent(named["foreground_iou"]), "foreground IoU"),
+      (percent(named["miou"]), "mean IoU with background"),
+      (percent(named["pixel_accuracy"]), "pixels right"),
+      (percent(named["boxes/mask_iou"]), "IoU of masks made in boxes"),
+      (percent(named["boxes/sigma_auroc"]), "AUROC of sigma"),
+    ]
     for name in NAMES:
       row = next(r for r in section(written, "Classes").split("<tr>") if html.escape(name) in r)
       assert f">{percent(named[f'iou/{name}'])}</td>" in row
@@ -157,7 +157,8 @@ class TestWhatItHolds:
       for name in ("src", "href", "srcset", "data", "action", "poster"):
         value = attrs.get(name) or ""
         assert value == "" or value.startswith(("data:", "#")), value[:80]
-    assert not re.search(r"url\(|@import|<script|<link|https?:|//[a-z]", written)
+    text = re.sub(r"src='data:[^']*'", "", written)
+    assert not re.search(r"url\(|@import|<script|<link|<iframe|https?:", text)
     assert len(written) < 5e6
 
   def test_counts_of_the_split_and_of_the_confusion(self, written, trained):
@@ -166,7 +167,7 @@ class TestWhatItHolds:
     assert re.search(r"with masks</td><td[^>]*>1<", text)
     assert re.search(r"boxes only</td><td[^>]*>2<", text)
     cells = re.findall(r"title='([\d,]+) pixels", section(written, "Confusion"))
-    assert sum(int(cell.replace(",", "")) for cell in cells) == 3 * 20 * 30 * 1
+    assert sum(int(cell.replace(",", "")) for cell in cells) == 3 * 20 * 30
     changed = section(written, "Configuration").count("<tr class=changed>")
     assert f"<summary>{changed} of " in written and "train.num_steps" in written
     assert config.train.num_steps == 6
@@ -196,9 +197,10 @@ class TestWhatIsMissing:
     assert "This run kept no targets" in boxes and "step 0<" in boxes and "step 6<" in boxes
 
   def test_an_arm_without_sigma_and_boxes_says_so(self, data, tmp_path):
-    config = small(data, arm="masks_only", train__log_every=0)
-    loop.train(config, tmp_path, report=quiet)
-    assert not (tmp_path / "snapshots").exists()
+    config = small(data, arm="masks_only")
+    run = Run(config, tmp_path, report=quiet)
+    with run.open_checkpoints() as checkpoints:
+      checkpoints.save(6, run.first_state(), None)
     (tmp_path / "metrics.jsonl").write_text('{"step": 6, "train/loss": null}\n{"step": 6, "tr')
     report.run(config, tmp_path, report=quiet)
     text = (tmp_path / "report.html").read_text()
@@ -208,10 +210,8 @@ class TestWhatIsMissing:
     assert "Most uncertain" not in text and "metrics.jsonl holds no numbers" in text
 
   def test_without_pictures_no_box_is_followed(self, data, tmp_path):
-    config = small(data, eval__pictures=0, train__num_steps=1)
-    loop.train(config, tmp_path, report=quiet)
-    report.run(config, tmp_path, report=quiet)
-    assert "eval.pictures is 0" in section((tmp_path / "report.html").read_text(), "Boxes")
+    told = box_history.read(Run(small(data, eval__pictures=0), tmp_path, report=quiet))
+    assert "eval.pictures is 0" in told and "eval.pictures" in report_page.boxes(told, NAMES)
 
   def test_no_run_and_another_configuration_are_refused(self, trained, data, tmp_path):
     with pytest.raises(InputError, match="holds no run"):
