@@ -48,16 +48,15 @@ def quiet(line):
 
 def small(root, **changes):
   """Six steps on one image with a mask and two with boxes, by as many devices as there are."""
-  return configured(
-    root,
-    data__class_names=NAMES,
-    data__mask_fraction=0.34,
-    data__pipeline="numpy",
-    train__num_steps=6,
-    train__log_every=2,
-    eval__pictures=3,
-    **changes,
-  )
+  given = {
+    "data__class_names": NAMES,
+    "data__mask_fraction": 0.34,
+    "data__pipeline": "numpy",
+    "train__num_steps": 6,
+    "train__log_every": 2,
+    "eval__pictures": 3,
+  }
+  return configured(root, **given | changes)
 
 
 @pytest.fixture(scope="module")
