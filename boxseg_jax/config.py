@@ -62,12 +62,18 @@ def get_config() -> ConfigDict:
         # Also write each image with the classes' colours over it.
         "overlays": True,
       },
-      # --mode=export --to=hub.
+      # --mode=export.
       "export": {
-        # Licence of the data, for the card; "" = not known, which it says.
+        # Licences as the Hugging Face hub names them ("apache-2.0", "cc-by-4.0"), for the model
+        # card: of the network's parameters, and of the data that it was trained on. Empty =
+        # unknown, and the card says so.
+        "license": "",
         "data_license": "",
-        # "owner/name" to push to, with the token in HF_TOKEN; "" = only write the folder.
+        # --to=hub also pushes to this repository, "owner/name", if the environment has HF_TOKEN.
+        # Empty = never.
         "repository": "",
+        # A repository that does not exist yet is made private.
+        "private": True,
       },
       "parallel": {
         # "pmap" or "jit" (jit of shard_map on a mesh): the same numbers.

@@ -13,6 +13,10 @@ class NonFiniteLossError(Exception):
   """The loss became NaN or infinite; the last good checkpoint is kept. Exit status 1."""
 
 
+class ExportError(Exception):
+  """An exported file does not say what the network says; it is not kept. Exit status 1."""
+
+
 class PartlyDoneError(Exception):
   """Most of the work is done, but some of the input was broken: the message lists it.
 

@@ -95,9 +95,11 @@ def test_no_import_circles():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_tensorflow_stays_in_the_data_room(path):
+  """But for the one function that writes a SavedModel."""
+  allowed = room(path) == "data" or path == PACKAGE / "apps" / "programs.py"
   for name, top in imported_modules(path):
     if name.split(".")[0] in ("tensorflow", "tensorflow_datasets"):
-      assert room(path) == "data" and not top, f"{path} imports {name}"
+      assert allowed and not top, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

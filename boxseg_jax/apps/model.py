@@ -21,7 +21,8 @@ def load(path: str | Path, *, step: int | None = None) -> "Model":
   """Opens a trained network. Neither its data nor TensorFlow is needed.
 
   Args:
-    path: the workdir of a run, or a `.safetensors` file of `--mode=export`.
+    path: the workdir of a run, a `.safetensors` file or a hub folder of `--mode=export`, or
+      "hf://owner/repository".
     step: which checkpoint of a run; the best one by default.
 
   Returns:

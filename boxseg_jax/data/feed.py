@@ -178,7 +178,7 @@ def _pipeline(name: str) -> str:
   if name == "numpy":
     return name
   try:
-    _tensorflow()
+    tensorflow()
   except ImportError as error:
     if name == "tf":
       raise InputError(
@@ -188,8 +188,9 @@ def _pipeline(name: str) -> str:
   return "tf"
 
 
-def _tensorflow() -> Any:
-  # It only reads data here; without these it greets the reader of the log at length.
+def tensorflow() -> Any:
+  """Imports TensorFlow so that it leaves the log and the GPU's memory alone."""
+  # Without these it greets the reader of the log at length.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   import tensorflow as tf
@@ -209,7 +210,7 @@ def _numpy_batches(reader, indices_at, steps, local, workers) -> Iterator[dict[s
 
 
 def _tf_batches(reader, indices_at, steps, local, workers) -> Iterator[dict[str, np.ndarray]]:
-  tf = _tensorflow()
+  tf = tensorflow()
   sample = reader(int(indices_at(steps[0])[0]))
   types = [tf.as_dtype(value.dtype) for value in sample.values()]
   failures = []

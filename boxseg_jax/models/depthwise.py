@@ -103,6 +103,16 @@ def depthwise(x, kernel, stride: int):
   return by(x, kernel, stride)
 
 
+def depthwise_by_platform(x, kernel, stride: int):
+  """`depthwise` for programs that run elsewhere than they are traced; arguments as there."""
+  return lax.platform_dependent(
+    x,
+    kernel,
+    cpu=lambda x, kernel: depthwise_by_taps(x, kernel, stride),
+    default=lambda x, kernel: depthwise_by_conv(x, kernel, stride),
+  )
+
+
 class DepthwiseConv(nn.Module):
   """`depthwise` with a parameter "kernel", laid out as a grouped `nn.Conv` has it."""
 
@@ -116,3 +126,20 @@ class DepthwiseConv(nn.Module):
     shape = (self.kernel, self.kernel, 1, x.shape[-1])
     kernel = self.param("kernel", nn.initializers.he_normal(), shape)
     return depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+
+
+def computing_by(way):
+  """A context in which every `DepthwiseConv` computes in a given way; for exported graphs.
+
+  Args:
+    way: a function with the arguments of `depthwise`.
+  """
+
+  def intercept(call, args, kwargs, context):
+    module = context.module
+    if not isinstance(module, DepthwiseConv) or context.method_name != "__call__":
+      return call(*args, **kwargs)
+    kernel = module.get_variable("params", "kernel")
+    return way(args[0].astype(module.dtype), kernel.astype(module.dtype), module.stride)
+
+  return nn.intercept_methods(intercept)

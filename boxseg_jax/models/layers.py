@@ -182,6 +182,8 @@ def blocks_of_four(x):
   The last row or column of an odd size is repeated. A mean or maximum over axes 2 and 4 is
   pooling whose gradient is elementwise; that of a pooling window is a scatter, slow on CPUs.
   """
-  x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
+  # Not jnp.pad: its edge mode adds empty parts to even sizes, and ONNX knows no empty shapes.
+  x = jnp.concatenate([x, x[:, -1:]], axis=1) if x.shape[1] % 2 else x
+  x = jnp.concatenate([x, x[:, :, -1:]], axis=2) if x.shape[2] % 2 else x
   batch, height, width, channels = x.shape
   return x.reshape(batch, height // 2, 2, width // 2, 2, channels)

@@ -117,7 +117,7 @@ def _compare(path, encoder, shapes, arrays):
 
 
 def _open(path):
-  local = _download(path) if str(path).startswith(HUB) else path
+  local = download(path) if str(path).startswith(HUB) else path
   try:
     return safe_open(local, framework="numpy")
   except FileNotFoundError as error:
@@ -126,7 +126,18 @@ def _open(path):
     raise InputError(f"{path}: cannot be read as a safetensors file: {error}") from error
 
 
-def _download(path):
+def download(path: str) -> str:
+  """Fetches a file from the Hugging Face hub, once.
+
+  Args:
+    path: "hf://owner/repository/file".
+
+  Returns:
+    Path of the local copy.
+
+  Raises:
+    InputError: huggingface_hub is not installed, or the file cannot be had.
+  """
   owner, repository, file = _hub_parts(path)
   try:
     from huggingface_hub import hf_hub_download, utils

@@ -74,8 +74,10 @@ def max_pool(x):
   slow on CPUs.
   """
   rows, columns = (-(-size // 2) * 2 - 1 for size in x.shape[1:3])
-  lowest = jnp.finfo(x.dtype).min
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=lowest)
+  # The border is repeated, which no maximum notices: each window holds the pixel that is repeated.
+  # As padding, it could not be exported to ONNX for any number of images.
+  x = jnp.concatenate([x[:, :1], x, x[:, -1:]], axis=1)
+  x = jnp.concatenate([x[:, :, :1], x, x[:, :, -1:]], axis=2)
   x = jnp.maximum(jnp.maximum(x[:, :, 0:columns:2], x[:, :, 1 : columns + 1 : 2]), x[:, :, 2::2])
   return jnp.maximum(jnp.maximum(x[:, 0:rows:2], x[:, 1 : rows + 1 : 2]), x[:, 2::2])
 

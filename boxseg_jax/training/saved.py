@@ -14,16 +14,18 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialised
 
 from boxseg_jax import models
 from boxseg_jax.data.box_priors import BoxPriors
 from boxseg_jax.errors import InputError
+from boxseg_jax.models import pretrained
 from boxseg_jax.training import build
 from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.step import LossSettings
 
 DESCRIPTION = "network.json"
+FILE = "model.safetensors"  # in a folder that is no run
 _KEY = "boxseg_jax"  # of the description in a safetensors file's metadata
 
 
@@ -70,7 +72,8 @@ def load(path, *, step: int | None = None) -> Network:
   """Reads a trained network; no data, encoder weights or TensorFlow are needed.
 
   Args:
-    path: the workdir of a run, or a file of `save`.
+    path: the workdir of a run, a file of `save`, or a folder or repository with one of that name:
+      "hf://owner/repository" on the Hugging Face hub.
     step: which checkpoint of a run; the best one by default (the newest, if none was evaluated).
 
   Returns:
@@ -79,7 +82,11 @@ def load(path, *, step: int | None = None) -> Network:
   Raises:
     InputError: no trained network there, or it cannot be read.
   """
+  if str(path).startswith(pretrained.HUB):
+    path = pretrained.download(f"{path}/{FILE}")
   path = Path(path)
+  if (path / FILE).exists() and not (path / DESCRIPTION).exists():
+    path = path / FILE
   if path.is_dir():
     return _of_run(path, step)
   if step is not None:
@@ -103,7 +110,8 @@ def save(network: Network, path) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
-    save_file(arrays, unfinished, metadata={_KEY: json.dumps(network.description)})
+    # Not save_file: that makes files which nobody else may read.
+    unfinished.write_bytes(serialised(arrays, metadata={_KEY: json.dumps(network.description)}))
     unfinished.replace(path)
   except (OSError, SafetensorError) as error:
     raise InputError(f"{path} cannot be written: {error}") from error
