@@ -62,6 +62,17 @@ def get_config() -> ConfigDict:
         # Also write each image with the classes' colours over it.
         "overlays": True,
       },
+      # --mode=label; boxes and images as in `data`.
+      "label": {
+        # Split whose boxes become masks.
+        "split": "train",
+        # "coco_rle" or "coco_polygon" (instances.json with a segmentation and score for each
+        # box), "index_png" (one map of class ids for each image), or "datumaro:" and a format
+        # which that library writes.
+        "format": "coco_rle",
+        # The most doubtful masks that are drawn for review, in review.png.
+        "pictures": 40,
+      },
       # --mode=export.
       "export": {
         # Licences as the Hugging Face hub names them ("apache-2.0", "cc-by-4.0"), for the model
@@ -290,6 +301,7 @@ _NOT_NEGATIVE = (
   "optimizer.weight_decay",
   "study.seconds_per_mask",
   "study.seconds_per_box",
+  "label.pictures",
 )
 _CHOICES = {
   "eval.tiles": ("fit", "slide"),

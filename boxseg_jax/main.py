@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from boxseg_jax.errors import ExportError, InputError, NonFiniteLossError, PartlyDoneError
 
 STATUS = {NonFiniteLossError: 1, ExportError: 1, InputError: 2, PartlyDoneError: 3}
-MODES = ("train", "evaluate", "study", "check_data", "predict", "export", "report")
+MODES = ("train", "evaluate", "study", "check_data", "predict", "label", "export", "report")
 
 
 def run() -> None:
@@ -49,7 +49,7 @@ def _define_flags() -> None:
   flags.DEFINE_string("workdir", "runs/default", "Folder of the run.")
   flags.DEFINE_enum("mode", "train", MODES, "What to do.")
   flags.DEFINE_multi_string("images", [], "File, folder or pattern (predict); may be repeated.")
-  flags.DEFINE_string("to", "", "Where results go (predict: a folder; export: FILE or format).")
+  flags.DEFINE_string("to", "", "Folder (predict, label), file or format (export) of the results.")
   cache = Path.home() / ".cache" / "boxseg_jax"
   flags.DEFINE_string("compilation_cache", str(cache), "Folder of compiled programs.")
 
@@ -58,7 +58,7 @@ def _main(argv) -> None:
   del argv
   # Imported late, so that a misspelt flag is told at once.
   from boxseg_jax import parallel
-  from boxseg_jax.apps import check_data, export, predict, report, results, study
+  from boxseg_jax.apps import check_data, export, label, predict, report, results, study
   from boxseg_jax.training import loop
 
   values = flags.FLAGS
@@ -67,8 +67,8 @@ def _main(argv) -> None:
   parallel.keep_compiled_programs(values.compilation_cache)
   runs = {"train": loop.train, "evaluate": results.evaluate_run, "study": study.run}
   runs |= {"check_data": check_data.run, "report": report.run}
+  runs |= {"export": partial(export.run, to=values.to), "label": partial(label.run, to=values.to)}
   runs |= {"predict": partial(predict.run, images=values.images, to=values.to)}
-  runs |= {"export": partial(export.run, to=values.to)}
   workdir = Path(values.workdir)
   outcome = runs[values.mode](values.config, workdir)
   print(outcome if isinstance(outcome, str) else results.table(outcome, workdir))

@@ -1,7 +1,7 @@
 """A trained network in the hands of a person: `load`, `predict`, look."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from boxseg_jax.data.box_priors import box_priors
 from boxseg_jax.data.photos import Photo, as_photos
+from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import pictures
+from boxseg_jax.evaluation.labeller import BoxLabeller
 from boxseg_jax.evaluation.predictor import Predictor
 from boxseg_jax.losses import uncertainty
 from boxseg_jax.training import saved
-from boxseg_jax.training.step import make_predict_fn
+from boxseg_jax.training.step import make_evidence_fn, make_predict_fn
 
 
 def load(path: str | Path, *, step: int | None = None) -> "Model":
@@ -43,6 +46,10 @@ class Result:
     class_names: by class id, background first.
     logits: float32 [height, width, num_classes].
     sigma: float32 [height, width], >= 0, scale of the doubt in a box's label.
+    masks: bool [n, height, width], of each box that was given, each inside its box; None where
+      none were given.
+    mask_certainty: float32 [n] in [0, 1], the IoU to be expected of each mask; 0 where the box
+      covers nothing of the image, and its mask is empty.
   """
 
   name: str
@@ -50,6 +57,8 @@ class Result:
   logits: np.ndarray
   sigma: np.ndarray
   _photo: Photo
+  masks: np.ndarray | None = None
+  mask_certainty: np.ndarray | None = None
 
   @cached_property
   def image(self) -> np.ndarray:
@@ -105,8 +114,11 @@ class Model:
     overlap: float = 0.25,
     mirror: bool = False,
     batch_size: int = 8,
+    boxes: Any = None,
+    box_classes: Any = None,
+    box_format: str = "xyxy",
   ) -> Result | list[Result]:
-    """Predicts images of any size.
+    """Predicts images of any size, and makes masks of their boxes.
 
     Args:
       images: a path, folder or pattern, a PIL image, an array (uint8 [height, width, 3], RGB, or
@@ -116,6 +128,10 @@ class Model:
       overlap: least share of a window that the next one sees too, in [0, 1); of "slide".
       mirror: average with the prediction of the mirrored image, at twice the price.
       batch_size: images (or windows) at once.
+      boxes: float [n, 4] in pixels, all objects of the image: each becomes one of `Result.masks`
+        (`evaluation.labeller`). Of several images, a list of such arrays.
+      box_classes: their classes, ids (>= 1) or names; may be left out where there is but one class.
+      box_format: "xyxy": (xmin, ymin, xmax, ymax); "xywh": (xmin, ymin, width, height), as COCO.
 
     Returns:
       A Result for one image; a list of them for a sequence, folder or pattern.
@@ -126,6 +142,9 @@ class Model:
     photos, single = as_photos(images)
     predictor = self.predictor(tiles=tiles, overlap=overlap, mirror=mirror, batch_size=batch_size)
     results = list(self._results(predictor, photos))
+    if boxes is not None:
+      several = ([boxes], [box_classes]) if single else (boxes, box_classes)
+      results = self._with_masks(results, *several, box_format)
     return results[0] if single else results
 
   def predictor(self, **options) -> Predictor:
@@ -140,6 +159,58 @@ class Model:
       )
     return self._predictors[key]
 
+  @cached_property
+  def labeller(self) -> BoxLabeller:
+    """What makes masks of boxes, by the network and what it learned of how objects lie in boxes."""
+    settings = self.network.settings
+    priors = settings.box_priors or box_priors((), settings.num_classes)
+    return BoxLabeller(
+      make_evidence_fn(self.network.model, settings),
+      self.network.variables,
+      canvas=self.canvas,
+      mean_masks=priors.mean_masks,
+      fill_bands=priors.fill_bands,
+    )
+
+  def _with_masks(self, results, boxes, box_classes, box_format):
+    box_classes = [None] * len(results) if box_classes is None else box_classes
+    if not len(boxes) == len(box_classes) == len(results):
+      raise InputError(
+        f"{len(results)} images, but boxes of {len(boxes)} and classes of {len(box_classes)}"
+      )
+    return [
+      self._one_with_masks(*one, box_format)
+      for one in zip(results, boxes, box_classes, strict=True)
+    ]
+
+  def _one_with_masks(self, result, boxes, box_classes, box_format) -> Result:
+    boxes = _corners(result.name, boxes, box_format)
+    classes = self._class_ids(result.name, box_classes, len(boxes))
+    made = self.labeller.masks(result.image, boxes, classes)
+    size = result.logits.shape[:2]
+    masks = [np.zeros(size, bool) if mask is None else mask.whole(size) for mask in made]
+    certainty = [0.0 if mask is None else mask.certainty for mask in made]
+    return replace(
+      result,
+      masks=np.array(masks, bool).reshape(-1, *size),
+      mask_certainty=np.array(certainty, np.float32),
+    )
+
+  def _class_ids(self, name, given, count):
+    objects = self.class_names[1:]
+    if given is None and len(objects) == 1:
+      return np.ones(count, np.int32)
+    if given is None:
+      raise InputError(f"{name}: box_classes are wanted, each one of {', '.join(objects)}")
+    ids = {known: number for number, known in enumerate(self.class_names)}
+    found = [ids.get(one, 0) if isinstance(one, str) else int(one) for one in given]
+    for one, number in zip(given, found, strict=True):
+      if not 1 <= number < len(self.class_names):
+        raise InputError(f"{name}: box class {one!r} is none of {', '.join(objects)} or their ids")
+    if len(found) != count:
+      raise InputError(f"{name}: {count} boxes, but {len(found)} classes of them")
+    return np.array(found, np.int32)
+
   def _results(self, predictor, photos) -> Iterator[Result]:
     for photo, scores in predictor.scores(photos):
       yield Result(photo.name, self.class_names, scores.logits, scores.sigma, photo)
@@ -147,3 +218,20 @@ class Model:
   def __repr__(self):
     names = ", ".join(self.class_names)
     return f"<boxseg_jax.Model of {names} at {self.canvas[0]}x{self.canvas[1]} pixels>"
+
+
+def _corners(name, boxes, box_format) -> np.ndarray:
+  """(ymin, xmin, ymax, xmax) in pixels, float64 [n, 4]."""
+  try:
+    boxes = np.asarray(boxes, np.float64)
+  except (TypeError, ValueError) as error:
+    raise InputError(f"{name}: the boxes are no numbers: {error}") from error
+  boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
+  if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+    raise InputError(f"{name}: boxes of shape {list(boxes.shape)} are not [n, 4] finite numbers")
+  if box_format not in ("xyxy", "xywh"):
+    raise InputError(f"box_format is {box_format!r}, but must be 'xyxy' or 'xywh'")
+  x, y, right, bottom = boxes.T
+  if box_format == "xywh":
+    right, bottom = x + right, y + bottom
+  return np.stack([y, x, bottom, right], axis=-1)

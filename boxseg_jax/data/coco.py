@@ -88,6 +88,7 @@ def _record(source: str, image: instances.AnnotatedImage, any_masks: bool) -> Re
     )
     for a in image.annotations
   )
+  given = [index for index, a in enumerate(image.annotations) if _segmentation(a)]
   labels = partial(read_labels, source, image.name, image.size, regions)
   return Record(
     image_id=image.name,
@@ -96,6 +97,8 @@ def _record(source: str, image: instances.AnnotatedImage, any_masks: bool) -> Re
     read_image=partial(images.read_image, image.path, image.size),
     read_labels=labels if any_masks and complete else None,
     read_reduced=partial(images.read_reduced, image.path, image.size),
+    masked_boxes=frozenset(given),
+    regions=tuple(regions[index] for index in given),
     **instances.box_fields(image),
   )
 

@@ -210,7 +210,8 @@ def _record(source: str, item: Any, shapes: Sequence[Shape], any_masks: bool) ->
   where = f"{source}: image {item.id}"
   path = getattr(item.media, "path", None)
   size = _size(where, item.media, path)
-  boxes, regions, complete = _describe(source, item.id, size, shapes)
+  boxes, regions, without = _describe(source, item.id, size, shapes)
+  complete = all(box.is_crowd for box in without)
   crowd = np.array([box.is_crowd for box in boxes], bool)
   # The class of void teaches nothing, but has to be one.
   classes = np.array([1 if box.label == VOID else box.label for box in boxes], np.int32)
@@ -230,6 +231,8 @@ def _record(source: str, item: Any, shapes: Sequence[Shape], any_masks: bool) ->
     if any_masks and complete
     else None,
     read_reduced=read,
+    masked_boxes=frozenset(n for n, box in enumerate(boxes) if not any(box is w for w in without)),
+    regions=tuple(regions),
   )
 
 
@@ -244,9 +247,9 @@ def _size(where: str, media: Any, path: str | None) -> tuple[int, int]:
   return images.image_size(where, media.bytes)
 
 
-def _describe(source, image_id, size, shapes) -> tuple[list[Shape], list[coco.Region], bool]:
-  """All boxes of an image, what its label map is painted of, and whether that is all of it."""
-  boxes, regions, complete = [], [], True
+def _describe(source, image_id, size, shapes) -> tuple[list[Shape], list[coco.Region], list[Shape]]:
+  """All boxes of an image, what its label map is painted of, and the boxes without a mask."""
+  boxes, regions, maskless = [], [], []
   for label, is_crowd in sorted({(shape.label, shape.is_crowd) for shape in shapes}):
     own = [shape for shape in shapes if (shape.label, shape.is_crowd) == (label, is_crowd)]
     drawn = [shape.region for shape in own if shape.region]
@@ -254,14 +257,14 @@ def _describe(source, image_id, size, shapes) -> tuple[list[Shape], list[coco.Re
     given = [shape for shape in own if shape.box]
     union = np.any([np.zeros(size, bool), *masks], axis=0)
     without = [shape for shape in given if not fits(shape.box, union)]
-    complete &= is_crowd or not without
+    maskless += without
     boxes += given
     for box in _missing_boxes([shape.box for shape in given], masks, size, is_crowd):
       boxes.append(Shape(label, is_crowd, box, None))
     regions += drawn
     # A crowd of which only the box is known is void all over its box.
     regions += [coco.Region(None, VOID, [_corners(shape.box)]) for shape in without if is_crowd]
-  return boxes, regions, complete
+  return boxes, regions, maskless
 
 
 def _missing_boxes(given, masks, size, is_crowd) -> list[tuple[int, int, int, int]]:

@@ -72,12 +72,20 @@ def pseudo_labels(image, boxes, box_classes, box_is_crowd) -> np.ndarray:
     if box_is_crowd[index]:
       inside[:] = VOID
     else:
-      inside[_foreground(image, bounds[index])] = box_classes[index]
+      inside[foreground(image, bounds[index])] = box_classes[index]
   return labels
 
 
-def _foreground(image, bound) -> np.ndarray:
-  """Bool [box height, box width]; the whole box where GrabCut finds nothing or cannot begin."""
+def foreground(image, bound) -> np.ndarray:
+  """GrabCut inside one box.
+
+  Args:
+    image: uint8 [height, width, 3].
+    bound: int [4], (ymin, xmin, ymax, xmax) in pixels.
+
+  Returns:
+    bool [box height, box width]; the whole box where GrabCut finds nothing or cannot begin.
+  """
   import cv2  # an extra
 
   ymin, xmin, ymax, xmax = bound

@@ -30,6 +30,9 @@ class Record:
     read_reduced: ((height, width)) -> uint8 [h, w, 3], the same image at some
       cheaper size that is not below the given one; None if there is no such.
     labels_source: path shown in messages about the mask, where it is not `source`.
+    masked_boxes: positions of the boxes whose masks are known one by one, in an image that may be
+      a box image for lack of others.
+    regions: those masks, `coco.Region`.
   """
 
   image_id: str
@@ -43,6 +46,8 @@ class Record:
   read_labels: Callable[[], np.ndarray] | None
   read_reduced: Callable[[tuple[int, int]], np.ndarray] | None = None
   labels_source: str = ""
+  masked_boxes: frozenset[int] = frozenset()
+  regions: tuple = ()
 
 
 def max_boxes(records: Sequence[Record], limit: int = 0) -> int:

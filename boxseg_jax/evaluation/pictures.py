@@ -249,6 +249,61 @@ def _with_side(size, side):
   return tuple(max(round(scale * length), 1) for length in size)
 
 
+def labelled_box(
+  image: np.ndarray, box: np.ndarray, mask: np.ndarray, *, label: int, num_classes: int, text: str
+) -> np.ndarray:
+  """One box and the mask that was made of it: the photograph around it, plain and with the mask.
+
+  Args:
+    image: uint8 [height, width, 3].
+    box: float [4], (ymin, xmin, ymax, xmax) in [0, 1] of the image; drawn in both.
+    mask: bool [height, width].
+    label: class of the box.
+    num_classes: number of classes, background included.
+    text: written into the first.
+
+  Returns:
+    uint8 [160, 326, 3].
+  """
+  colours = palette(num_classes)
+  rows, columns, place = _around(box, image.shape[:2])
+  crop = (slice(*rows), slice(*columns))
+  size = _with_side((rows[1] - rows[0], columns[1] - columns[0]), _SMALLEST_TILE)
+  photo = _photo(image[crop], size)
+  shown = [photo, overlay(photo, label * _nearest(mask[crop], size).astype(int), colours)]
+  view = Views(None, None, place[None], np.array([label]), None, None)
+  tiles = [_padded(_draw_boxes(tile, view, colours), _SMALLEST_TILE) for tile in shown]
+  gap = np.full((_SMALLEST_TILE, _GAP, 3), _PAPER, np.uint8)
+  return np.concatenate([_tagged(tiles[0], text), gap, tiles[1]], axis=1)
+
+
+def sheet(tiles: Sequence[np.ndarray], columns: int, class_names: Sequence[str]) -> np.ndarray:
+  """Pictures of one size in rows, with a legend of the classes.
+
+  Args:
+    tiles: uint8 [tile_height, tile_width, 3] each, at least one.
+    columns: in a row.
+    class_names: names by class id, background first.
+
+  Returns:
+    uint8 [page_height, page_width, 3].
+  """
+  columns = min(columns, len(tiles))
+  page_width = columns * (tiles[0].shape[1] + _GAP) + _GAP
+  rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+  bands = [np.full((_GAP, page_width, 3), _PAPER, np.uint8)]
+  bands += [_tile_band(row, page_width) for row in rows]
+  return np.concatenate([*bands, _legend_band(class_names, palette(len(class_names)), page_width)])
+
+
+def _padded(tile, side):
+  """The tile in the middle of a square."""
+  square = np.full((side, side, 3), _PAPER, np.uint8)
+  top, left = ((side - length) // 2 for length in tile.shape[:2])
+  square[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+  return square
+
+
 def certainty_map(certainty: np.ndarray) -> np.ndarray:
   """Colours of certainty [height, width] in [0, 1], dark = doubtful, uint8 [height, width, 3]."""
   return _heat(certainty)
@@ -303,11 +358,13 @@ def save_index(path: str | os.PathLike, labels: np.ndarray, colours: np.ndarray)
 
   Args:
     path: of the PNG.
-    labels: uint8 [height, width], class ids.
+    labels: uint8 [height, width], class ids, 255 = void.
     colours: uint8 [num_classes, 3], of `palette`.
   """
   image = Image.fromarray(labels).convert("P")
-  image.putpalette(colours.tobytes())
+  # With a short palette Pillow would write as few bits as that needs, and cut 255 off.
+  known = np.concatenate([colours, np.tile(_GREY, (256 - len(colours), 1))]).astype(np.uint8)
+  image.putpalette(known.tobytes())
   _save(path, image)
 
 

@@ -109,16 +109,26 @@ def object_priors(boxes, box_classes, box_is_crowd, mean_masks, *, canvas):
   ymin, xmin, ymax, xmax = jnp.split(boxes, 4, axis=-1)
   rows, columns = spans(boxes, canvas)
   rows &= ((box_classes > 0) & ~box_is_crowd)[..., None]
-  of_rows = _between_parts((jnp.arange(height) + 0.5) / height, ymin, ymax, grid)
-  of_columns = _between_parts((jnp.arange(width) + 0.5) / width, xmin, xmax, grid)
+  of_rows = between_parts((jnp.arange(height) + 0.5) / height, ymin, ymax, grid)
+  of_columns = between_parts((jnp.arange(width) + 0.5) / width, xmin, xmax, grid)
   log_background = jnp.log1p(-mean_masks)[box_classes]
   # Matrix products for the reason that `_cover` has.
   along = jnp.einsum("bnij,bnwj->bniw", log_background, of_columns * columns[..., None])
   return 1.0 - jnp.exp(jnp.einsum("bnhi,bniw->bhw", of_rows * rows[..., None], along))
 
 
-def _between_parts(points, low, high, grid):
-  """Weights [batch, n, points, grid] of linear interpolation between the parts of [low, high]."""
+def between_parts(points, low, high, grid):
+  """Where points lie among the parts of boxes, along one axis.
+
+  Args:
+    points: float32 [points].
+    low: float32 [..., n, 1], where the boxes begin.
+    high: float32 [..., n, 1], where they end.
+    grid: parts of a box.
+
+  Returns:
+    float32 [..., n, points, grid], weights of linear interpolation between the parts' centres.
+  """
   place = (points - low) / jnp.maximum(high - low, 1e-6) * grid - 0.5
   place = jnp.clip(place, 0.0, grid - 1.0)
   return jnp.maximum(1.0 - jnp.abs(place[..., None] - jnp.arange(grid)), 0.0)

@@ -124,7 +124,7 @@ class Progress:
 
 
 class Count:
-  """Shows how many images of a split have been read: a bar on a terminal, else one line at the end.
+  """Shows how many images are read or done: a bar on a terminal, else one line at the end.
 
   Call it as `count(done, total)`; `close` ends the line.
   """
@@ -134,6 +134,7 @@ class Count:
     name: str,
     stream: TextIO | None = None,
     *,
+    unit: str = "images",
     clock: Callable[[], float] = time.monotonic,
   ):
     """Shows nothing yet.
@@ -141,9 +142,11 @@ class Count:
     Args:
       name: of the split.
       stream: where to write; None = standard output.
+      unit: what is counted.
       clock: seconds.
     """
     self._name = name
+    self._unit = unit
     self._stream = sys.stdout if stream is None else stream
     self._live = self._stream.isatty()
     self._clock = clock
@@ -152,10 +155,11 @@ class Count:
     self._drawn_at = -math.inf
 
   def __call__(self, done: int, total: int) -> None:
-    """Tells that `done` of `total` images have been read."""
+    """Tells that `done` of `total` are done."""
     now = self._clock()
     rate = done / max(now - self._started, 1e-9)
-    parts = [f"{self._name} {done}/{total} images", f"{rate:.{0 if rate >= 100 else 1}f} images/s"]
+    speed = f"{rate:.{0 if rate >= 100 else 1}f} {self._unit}/s"
+    parts = [f"{self._name} {done}/{total} {self._unit}", speed]
     if self._live:
       filled = _BAR * done // max(total, 1)
       parts.insert(0, "[" + "#" * filled + "." * (_BAR - filled) + "]")

@@ -16,7 +16,7 @@ from boxseg_jax.training import build, saved
 from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.snapshots import Snapshots
 
-_OF_NO_RUN = ("study.", "predict.", "export.")  # parts of the configuration
+_OF_NO_RUN = ("study.", "predict.", "label.", "export.")  # parts of the configuration
 
 
 class Run:

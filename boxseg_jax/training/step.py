@@ -72,6 +72,19 @@ def _object_priors(batch, settings: LossSettings):
   return objective.read_object_priors(batch, settings.box_priors.mean_masks)
 
 
+def _seen(model, variables, batch, boxes, settings: LossSettings):
+  """(`Outputs` of the network, logits [batch, height, width, K] of it and its teacher)."""
+  image = batch["image"]
+  if settings.teacher != "boxes":
+    outputs = model.apply(variables, image, train=False)
+    return outputs, outputs.logits
+  maps = objective.read_box_maps(batch, boxes)
+  outputs, logits = model.apply(variables, image, maps, train=False, method="with_teacher")
+  if settings.bootstrap == "posterior":  # what either knows: the geometric mean of both
+    logits = (logits + outputs.logits) / 2.0
+  return outputs, logits
+
+
 def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, strength):
   """Targets inside boxes by what the network and its teacher see.
 
@@ -86,18 +99,10 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
   Returns:
     (target float32 [batch, height, width, num_classes], sigma float32 [batch, height, width]).
   """
-  image = batch["image"]
-  if settings.teacher == "boxes":
-    maps = objective.read_box_maps(batch, boxes)
-    outputs, logits = model.apply(variables, image, maps, train=False, method="with_teacher")
-    if settings.bootstrap == "posterior":  # what either knows: the geometric mean of both
-      logits = (logits + outputs.logits) / 2.0
-  else:
-    outputs = model.apply(variables, image, train=False)
-    logits = outputs.logits
+  outputs, logits = _seen(model, variables, batch, boxes, settings)
   fill = smooth = None
   if settings.bootstrap == "posterior":
-    smooth = partial(crf.mean_field, image=image)
+    smooth = partial(crf.mean_field, image=batch["image"])
     fill = partial(objective.fill_boxes, batch=batch, bands=settings.box_priors.fill_bands)
   target = bootstrap.targets(
     settings.bootstrap,
@@ -333,3 +338,25 @@ def make_target_fn(model, settings: LossSettings) -> Callable:
     return whole, sigma, boxes.inside, boxes.box_class
 
   return target
+
+
+def make_evidence_fn(model, settings: LossSettings) -> Callable:
+  """`(variables, batch) -> (logits, own_logits)`: what is seen, with nothing added.
+
+  Args:
+    model: the network.
+    settings: of the loss.
+
+  Returns:
+    A pure function of the moving average and a batch as from `augment.prepare`: logits of the
+    network and its teacher, where it has one, and of the network alone; both float32 [batch,
+    height, width, num_classes], as they would be had the loss not weighted the classes.
+  """
+
+  def evidence(variables, batch):
+    boxes = objective.read_boxes(batch, settings.num_classes)
+    outputs, logits = _seen(model, variables, batch, boxes, settings)
+    weighted = jnp.log(jnp.asarray(settings.class_weights, jnp.float32))
+    return tuple(uncertainty.class_logits(x) - weighted for x in (logits, outputs.logits))
+
+  return evidence
