@@ -143,6 +143,21 @@ def prepare(batch: Batch) -> dict:
   }
 
 
+def unlabelled(images, extents) -> dict:
+  """Images of which nothing is known, as `prepare` takes them.
+
+  Args:
+    images: uint8 [batch, height, width, 3].
+    extents: float32 [batch, 2], (height, width) share of the canvas that each covers.
+  """
+  return {
+    "image": images,
+    "extent": extents,
+    "labels": jnp.full(images.shape[:3], VOID, jnp.uint8),
+    "boxes": jnp.zeros((len(images), 1, 4), jnp.float32),
+  }
+
+
 def _augment_example(example, key, geometry, photometry):
   """`augment` for one example without batch axis."""
   canvas = example["image"].shape[:2]

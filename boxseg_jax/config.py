@@ -39,74 +39,13 @@ def get_config() -> ConfigDict:
       "loss": _loss(),
       "optimizer": _optimizer(),
       "train": _train(),
-      "eval": {
-        # Global batch of the evaluation.
-        "batch_size": 8,
-        # How images larger than the canvas are judged: "fit" scales them to it and the logits
-        # back, as in training; "slide" moves a window of the canvas's size over the image, so
-        # that any size is judged at its own resolution in bounded memory. Objects are then as
-        # large as in the file: fit for a network that was trained at about that scale.
-        "tiles": "fit",
-        # Least share of a window that the next one sees too ("slide"); half of it is context.
-        "overlap": 0.25,
-        # Also measure the bootstrapped masks of this many box images whose masks
-        # are known (they are never learned from); 0 = skip, -1 = all.
-        "box_images": 64,
-        # Number of images in the picture that each evaluation writes.
-        "pictures": 6,
-      },
-      # --mode=predict; windows as in `eval`.
-      "predict": {
-        # Average with the prediction of the mirrored image, at twice the price.
-        "mirror": False,
-        # Also write each image with the classes' colours over it.
-        "overlays": True,
-      },
-      # --mode=label; boxes and images as in `data`.
-      "label": {
-        # Split whose boxes become masks.
-        "split": "train",
-        # "coco_rle" or "coco_polygon" (instances.json with a segmentation and score for each
-        # box), "index_png" (one map of class ids for each image), or "datumaro:" and a format
-        # which that library writes.
-        "format": "coco_rle",
-        # The most doubtful masks that are drawn for review, in review.png.
-        "pictures": 40,
-      },
-      # --mode=export.
-      "export": {
-        # Licences as the Hugging Face hub names them ("apache-2.0", "cc-by-4.0"), for the model
-        # card: of the network's parameters, and of the data that it was trained on. Empty =
-        # unknown, and the card says so.
-        "license": "",
-        "data_license": "",
-        # --to=hub also pushes to this repository, "owner/name", if the environment has HF_TOKEN.
-        # Empty = never.
-        "repository": "",
-        # A repository that does not exist yet is made private.
-        "private": True,
-      },
+      "eval": _eval(),
       "parallel": {
         # "pmap" or "jit" (jit of shard_map on a mesh): the same numbers.
         "kind": "pmap",
       },
-      "study": {
-        # --mode=study trains every arm below, once for each mask fraction (arms whose
-        # result depends on it) and seed.
-        "arms": ("masks_only", "boxes_as_masks", "uncertainty", "full"),
-        # Mask fractions; empty = data.mask_fraction alone.
-        "mask_fractions": (),
-        # Seeds (config.seed and data.split_seed); empty = config.seed alone.
-        "seeds": (),
-        # Mistakes in boxes: each run of an arm that learns from boxes is done again with each
-        # of these, of the size below (see data.box_faults): "resize", "missing", "wrong_class".
-        "faults": (),
-        "fault_sizes": {"resize": 0.2, "missing": 0.1, "wrong_class": 0.05},
-        # What annotation costs, per object: for the plot over annotation time. 79 s is COCO's
-        # mean (Lin et al. 2014), 7 s that of extreme clicking (Papadopoulos et al. 2017).
-        "seconds_per_mask": 79.0,
-        "seconds_per_box": 7.0,
-      },
+      "study": _study(),
+      **_use(),
     }
   ).lock()
 
@@ -270,6 +209,80 @@ def _train():
     # Checkpoints kept: the newest, and the best one by `best_metric`.
     "keep_checkpoints": 2,
     "best_metric": "foreground_iou",
+  }
+
+
+def _eval():
+  return {
+    # Global batch of the evaluation.
+    "batch_size": 8,
+    # How images larger than the canvas are judged: "fit" scales them to it and the logits
+    # back, as in training; "slide" moves a window of the canvas's size over the image, so
+    # that any size is judged at its own resolution in bounded memory. Objects are then as
+    # large as in the file: fit for a network that was trained at about that scale.
+    "tiles": "fit",
+    # Least share of a window that the next one sees too ("slide"); half of it is context.
+    "overlap": 0.25,
+    # Also measure the bootstrapped masks of this many box images whose masks
+    # are known (they are never learned from); 0 = skip, -1 = all.
+    "box_images": 64,
+    # Number of images in the picture that each evaluation writes.
+    "pictures": 6,
+  }
+
+
+def _study():
+  return {
+    # --mode=study trains every arm below, once for each mask fraction (arms whose
+    # result depends on it) and seed.
+    "arms": ("masks_only", "boxes_as_masks", "uncertainty", "full"),
+    # Mask fractions; empty = data.mask_fraction alone.
+    "mask_fractions": (),
+    # Seeds (config.seed and data.split_seed); empty = config.seed alone.
+    "seeds": (),
+    # Mistakes in boxes: each run of an arm that learns from boxes is done again with each
+    # of these, of the size below (see data.box_faults): "resize", "missing", "wrong_class".
+    "faults": (),
+    "fault_sizes": {"resize": 0.2, "missing": 0.1, "wrong_class": 0.05},
+    # What annotation costs, per object: for the plot over annotation time. 79 s is COCO's
+    # mean (Lin et al. 2014), 7 s that of extreme clicking (Papadopoulos et al. 2017).
+    "seconds_per_mask": 79.0,
+    "seconds_per_box": 7.0,
+  }
+
+
+def _use():
+  # What a trained network is used for.
+  return {
+    # --mode=predict; windows as in `eval`.
+    "predict": {
+      # Average with the prediction of the mirrored image, at twice the price.
+      "mirror": False,
+      # Also write each image with the classes' colours over it.
+      "overlays": True,
+    },
+    # --mode=label; boxes and images as in `data`.
+    "label": {
+      # Split whose boxes become masks.
+      "split": "train",
+      # "coco_rle" or "coco_polygon" (instances.json with a segmentation and score for each
+      # box), "index_png" (one map of class ids for each image), or "datumaro:" and a format
+      # which that library writes.
+      "format": "coco_rle",
+      # The most doubtful masks that are drawn for review, in review.png.
+      "pictures": 40,
+    },
+    # --mode=export.
+    "export": {
+      # Licences as the Hugging Face hub names them ("apache-2.0", "cc-by-4.0"), for the model
+      # card: of the network's parameters, and of the data that it was trained on. Empty =
+      # unknown, and the card says so.
+      "license": "",
+      "data_license": "",
+      # --to=hub also pushes to this repository, "owner/name", if the environment has HF_TOKEN.
+      # Empty = never. One that does not exist yet is made private.
+      "repository": "",
+    },
   }
 
 

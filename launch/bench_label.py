@@ -19,9 +19,7 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import runpy
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -87,9 +85,10 @@ def _timed(method, record, image, chosen):
 
 def _bound(record, index):
   """(ymin, xmin, ymax, xmax) of a box in whole pixels, those whose centres it holds."""
-  pixels = record.boxes[index].astype(np.float64) * np.tile(record.size, 2)
-  low = np.ceil(pixels[:2] - 0.5).astype(int)
-  return *low.tolist(), *np.maximum(np.ceil(pixels[2:] - 0.5).astype(int), low + 1).tolist()
+  from boxseg_jax.data.records import held_pixels
+
+  ymin, xmin, ymax, xmax = held_pixels(record.boxes[index], record.size).tolist()
+  return ymin, xmin, max(ymax, ymin + 1), max(xmax, xmin + 1)
 
 
 def _filled(record, image, chosen):
@@ -208,16 +207,11 @@ def table(sets):
 
 
 def _about(core, load):
-  import jax
+  from boxseg_jax.training import origin
 
-  names = ("jax", "flax", "numpy", "pillow", "opencv-python-headless", "pycocotools")
-  return {
-    "command": "python " + shlex.join(sys.argv),
-    "device": f"{jax.devices()[0].device_kind}, core {core} of {os.cpu_count()}",
-    "load_before": round(load, 1),
-    "versions": {"python": platform.python_version()}
-    | {name: importlib.metadata.version(name) for name in names},
-  }
+  names = ("pillow", "opencv-python-headless", "pycocotools")
+  versions = {name: importlib.metadata.version(name) for name in names}
+  return origin.here() | {"core": core, "load_before": round(load, 1), **versions}
 
 
 def main():
@@ -253,11 +247,11 @@ def _page(about, sets):
     f"{one['canvas'][1]}x{one['canvas'][0]}"
     for one in sets
   )
-  versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+  made_with = ", ".join(f"{name} {value}" for name, value in about.items() if name != "command")
   return (
     f"# Boxes -> masks\n\nMean IoU per box at the photographs' own size, objects of {LEAST} pixels "
     f"or more. Networks: {runs}.\n\n{table(sets)}\n\n"
-    f"    {about['command']}\n\n{about['device']}, load {about['load_before']}; {versions}\n"
+    f"    {about['command']}\n\n{made_with}\n"
   )
 
 

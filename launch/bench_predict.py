@@ -12,12 +12,9 @@ work on the machine can only slow them down.
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
-import shlex
 import sys
 import tempfile
 import time
@@ -30,10 +27,10 @@ import boxseg_jax
 from boxseg_jax import augment
 from boxseg_jax import config as configuration
 from boxseg_jax.apps import predict
-from boxseg_jax.batch import VOID
 from boxseg_jax.data import photos as photo_files
 from boxseg_jax.data.examples import fit_image, fitted_size
 from boxseg_jax.errors import InputError
+from boxseg_jax.training import origin
 from boxseg_jax.training.step import make_predict_fn
 
 
@@ -54,14 +51,8 @@ def bench(model, paths, *, batch_size, num, repeats):
 def _network(model, batch_size, num):
   """The forward pass alone, one batch ahead as in `Predictor`."""
   canvas = model.canvas
-  batch = jax.device_put(
-    {
-      "image": np.random.default_rng(0).integers(0, 256, (batch_size, *canvas, 3), np.uint8),
-      "extent": np.ones((batch_size, 2), np.float32),
-      "labels": np.full((batch_size, *canvas), VOID, np.uint8),
-      "boxes": np.zeros((batch_size, 1, 4), np.float32),
-    }
-  )
+  images = np.random.default_rng(0).integers(0, 256, (batch_size, *canvas, 3), np.uint8)
+  batch = jax.device_put(augment.unlabelled(images, np.ones((batch_size, 2), np.float32)))
   predict_fn = make_predict_fn(model.network.model)
   forward = jax.jit(lambda variables, batch: predict_fn(variables, augment.prepare(batch)))
   jax.block_until_ready(forward(model.network.variables, batch))
@@ -141,11 +132,8 @@ def main():
   print(_table(rows))
   if options.to:
     found = {
-      "command": "python " + shlex.join(sys.argv),
-      "device": f"{jax.devices()[0].device_kind} ({os.cpu_count()} cores)",
+      **origin.here(),
       "load_before": round(load, 1),
-      "versions": {"python": platform.python_version()}
-      | {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy", "pillow")},
       "canvas": model.canvas,
       "images": len(paths),
       "images_per_second": rows,

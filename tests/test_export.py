@@ -242,7 +242,7 @@ class TestHub:
     """(configuration, network, workdir with the files of a run)."""
     pytest.importorskip("huggingface_hub")
     config = configuration.get_config()
-    config.data.source, config.data.root = "coco", "/home/someone/private/cells"
+    config.data.source, config.data.root = "coco", "elsewhere/private/cells"
     config.train.num_steps = 7
     flat = configuration.flatten(config)
     (tmp_path / "config.json").write_text(json.dumps(flat))
@@ -270,7 +270,9 @@ class TestHub:
     assert "| images learned from by their masks | 1 |" in body
     assert "| images learned from by their boxes alone | 3 |" in body
     assert "data that it was trained on: cc-by-4.0" in body and "parameters: **unknown**" in body
-    assert "someone" not in body and "| iou/crescent | none |" in body and "neven2021weakly" in body
+    assert (
+      "elsewhere" not in body and "| iou/crescent | none |" in body and "neven2021weakly" in body
+    )
 
   def test_card_does_not_count_images_that_were_not_used(self, run):
     config, network, workdir = run

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "boxseg_jax"
 
 # Floors from the ground up; a file imports from lower floors and from its own room only.
 FLOORS = {
-  "errors": -1,  # the ground
+  "errors": -2,  # the ground
+  "files": -1,
   "batch": 0,
   "config": 0,
   "parallel": 0,

@@ -163,7 +163,8 @@ class TestLabeller:
   image = make_image(SIZE, 0)
 
   def check(self, model, boxes, classes):
-    result = model.predict(self.image, boxes=boxes, box_classes=classes, box_format="xywh")
+    corners = [(x, y, x + width, y + height) for x, y, width, height in boxes]
+    result = model.predict(self.image, boxes=corners, box_classes=classes)
     assert result.masks.shape == (len(boxes), *SIZE) and result.masks.dtype == bool
     assert result.mask_certainty.dtype == np.float32
     for box, mask in zip(boxes, result.masks, strict=True):
@@ -199,15 +200,14 @@ class TestLabeller:
     assert result.masks[0].sum() == 1 and result.masks[0][20, 10]
     assert not result.masks[1:].any() and (result.mask_certainty[1:] == 0).all()
 
-  def test_both_formats_and_several_images(self, with_teacher):
+  def test_one_image_and_several(self, with_teacher):
     model = boxseg_jax.load(with_teacher)
-    corners, sides = [(10, 10, 50, 40)], [(10, 10, 40, 30)]
+    corners = [(10, 10, 50, 40)]
     one = model.predict(self.image, boxes=corners, box_classes=["car"])
     two = model.predict(
       [self.image, make_image((32, 40), 1)],
-      boxes=[sides, np.zeros((0, 4))],
+      boxes=[corners, np.zeros((0, 4))],
       box_classes=[["car"], []],
-      box_format="xywh",
     )
     np.testing.assert_array_equal(one.masks, two[0].masks)
     assert two[1].masks.shape == (0, 32, 40)
@@ -225,7 +225,6 @@ class TestLabeller:
       ({"box_classes": ["car", "car"]}, "1 boxes, but 2 classes"),
       ({"boxes": [(1, 2, 3)]}, r"not \[n, 4\] finite numbers"),
       ({"boxes": [(1, 2, 3, np.nan)]}, "finite numbers"),
-      ({"box_format": "yxyx"}, "box_format is 'yxyx'"),
     ):
       with pytest.raises(InputError, match=message):
         predict(**wrong)

@@ -1,5 +1,6 @@
 """The notebooks: what is shown is what is written, and all of it runs, on small data."""
 
+import json
 import os
 
 import pytest
@@ -58,3 +59,9 @@ def test_all_of_it_runs(name, tmp_path, monkeypatch):
   nbclient.NotebookClient(
     notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
   ).execute()
+  code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+  assert all(cell.execution_count for cell in code)
+  outputs = [output for cell in code for output in cell.outputs]
+  assert not [output for output in outputs if output.output_type == "error"]
+  assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+  assert "foreground_iou" in json.loads((tmp_path / "run" / "result.json").read_text())

@@ -171,6 +171,19 @@ class TestInBulk:
     assert lost.exists() and kept.stat().st_mtime_ns == before
     assert "2 images were predicted earlier." in capsys.readouterr().out
 
+  def test_another_network_or_option_is_refused(self, finished, photos, tmp_path):
+    self.run(finished[1], photos, tmp_path)
+    with pytest.raises(InputError, match="other options"):
+      self.run(finished[1], photos, tmp_path, **{"predict.mirror": True})
+    network = saved.load(finished[1])
+    params = jax.tree.map(lambda leaf: leaf + 1, network.variables["params"])
+    other = network._replace(variables=network.variables | {"params": params})
+    assert saved.fingerprint(other) != saved.fingerprint(network)
+    assert saved.fingerprint(saved.load(finished[1])) == saved.fingerprint(network)
+    saved.save(other, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="another network"):
+      self.run(tmp_path / "other.safetensors", photos, tmp_path)
+
   def test_broken_files_are_listed_and_the_others_done(self, finished, photos, tmp_path):
     mixed = tmp_path / "in"
     shutil.copytree(photos, mixed)

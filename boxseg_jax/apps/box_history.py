@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from boxseg_jax.batch import VOID
+from boxseg_jax.data.records import held_pixels
 from boxseg_jax.training import snapshots
 from boxseg_jax.training.run import Run
 from boxseg_jax.training.snapshots import BoxImages
@@ -96,9 +97,8 @@ def _follow(images, index, slot, targets):
   """A `Box`, None where it holds no pixel's centre."""
   label, box = int(images.box_classes[index, slot]), images.boxes[index, slot]
   height, width = images.image.shape[1:3]
-  # A pixel belongs to a box if its centre does, as in `losses.boxes`.
-  top, left, bottom, right = np.ceil(box * (height, width, height, width) - 0.5).astype(int)
-  inside = (index, slice(max(top, 0), bottom), slice(max(left, 0), right))
+  top, left, bottom, right = held_pixels(box, (height, width))
+  inside = (index, slice(top, bottom), slice(left, right))
   true = images.true_labels[inside]
   if not true.size:
     return None

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import config as configuration
 from boxseg_jax.errors import InputError
-from boxseg_jax.training.run import write_json, write_text
+from boxseg_jax.files import write_json, write_text
 from boxseg_jax.training.saved import Network
 
 FILES = ("model.safetensors", "config.json", "README.md")
@@ -50,7 +50,7 @@ def complete_folder(config: ConfigDict, network: Network, workdir: Path, folder:
   done = f"{folder}: {', '.join(FILES)}."
   repository, token = config.export.repository, os.environ.get("HF_TOKEN", "")
   if repository and token:
-    push(folder, repository, token=token, private=config.export.private)
+    push(folder, repository, token=token)
     return f"{done}\nPushed to {repository}."
   missing = [
     name
@@ -60,14 +60,13 @@ def complete_folder(config: ConfigDict, network: Network, workdir: Path, folder:
   return f"{done}\nNot pushed: {' and '.join(missing)} not given."
 
 
-def push(folder: Path, repository: str, *, token: str, private: bool) -> None:
+def push(folder: Path, repository: str, *, token: str) -> None:
   """Uploads the folder's three files, and nothing else that may lie there.
 
   Args:
     folder: of `complete_folder`.
-    repository: "owner/name".
+    repository: "owner/name"; one that does not exist yet is made private.
     token: that may write there.
-    private: whether a repository that does not exist yet is made private.
 
   Raises:
     InputError: the hub refuses, or cannot be reached.
@@ -75,7 +74,7 @@ def push(folder: Path, repository: str, *, token: str, private: bool) -> None:
   hub = _huggingface_hub()
   api = hub.HfApi(token=token)
   try:
-    api.create_repo(repository, private=private, exist_ok=True)
+    api.create_repo(repository, private=True, exist_ok=True)
     api.upload_folder(repo_id=repository, folder_path=str(folder), allow_patterns=list(FILES))
   except (OSError, ValueError, hub.utils.HfHubHTTPError) as error:
     raise InputError(f"{repository} cannot be pushed to: {error}") from error

@@ -11,7 +11,7 @@ from boxseg_jax.data.records import Record
 from boxseg_jax.data.training_set import Reading
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import pictures
-from boxseg_jax.training.run import write_text
+from boxseg_jax.files import write_text
 
 _PICTURES = 6  # of each split
 _LISTED = 200  # items of one finding

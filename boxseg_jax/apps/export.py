@@ -210,7 +210,6 @@ def in_fresh_process(snippet: str, images: np.ndarray) -> dict[str, np.ndarray]:
 
 def _kind_and_path(workdir, to):
   """(format, path) of what a person asked for."""
-  beside = workdir if workdir.is_dir() else workdir.parent
   known = {**FORMATS, HUB: None}
   if not to:
     raise InputError(f"--mode=export needs --to=FILE or a format (known: {', '.join(known)})")
@@ -221,8 +220,9 @@ def _kind_and_path(workdir, to):
     return kind, target
   choice.pick(known, target.name, "format")
   if target.name == HUB:
-    return HUB, beside / HUB if to == HUB else target
-  return target.name, beside / f"model.{target.name}" if to == target.name else target
+    return HUB, saved.beside(workdir, HUB) if to == HUB else target
+  named = saved.beside(workdir, f"model.{target.name}")
+  return target.name, named if to == target.name else target
 
 
 def _remove(path):

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from pycocotools import mask as coco_mask
@@ -19,8 +18,9 @@ from boxseg_jax.data.mask_files import MadeMask
 from boxseg_jax.data.records import Record
 from boxseg_jax.errors import InputError, PartlyDoneError
 from boxseg_jax.evaluation import pictures
+from boxseg_jax.files import write_json, write_text
+from boxseg_jax.training import saved
 from boxseg_jax.training.progress import Count
-from boxseg_jax.training.run import write_json, write_text
 
 FORMATS = ("coco_rle", "coco_polygon", "index_png")
 _JOURNAL = "masks.jsonl"
@@ -59,7 +59,7 @@ def run(config: ConfigDict, workdir, *, to: str = "", report: Callable[[str], No
       f"knows {model.class_names}"
     )
   records = load_records(config.data, config.label.split)
-  folder = Path(to) if to else _beside(Path(workdir))
+  folder = Path(to) if to else saved.beside(workdir, "labelled")
   made, rate, broken = _make(config, model, records, folder, report)
   where = _write(config, records, made, folder)
   rows = _review(config, records, made, folder)
@@ -87,14 +87,11 @@ def _require_format(name):
     )
 
 
-def _beside(workdir):
-  return (workdir if workdir.is_dir() else workdir.parent) / "labelled"
-
-
 def _make(config, model, records, folder, report) -> tuple[Made, str, list[str]]:
   """Masks of all images, boxes per second in words, and messages of what cannot be read."""
   path = folder / _JOURNAL
-  keys = {record.image_id: _key(model, record) for record in records}
+  network = saved.fingerprint(model.network)
+  keys = {record.image_id: _key(network, record) for record in records}
   made = _read_journal(path, keys)
   if made:
     report(f"{len(made)} images were labelled earlier.")
@@ -152,19 +149,12 @@ def label_image(model: Model, record: Record, image: np.ndarray) -> dict[int, Ma
   }
 
 
-def _key(model, record) -> str:
+def _key(network: str, record) -> str:
   """Changes with the network, and with the boxes and what masks are known of them."""
-  network = model.network.description
-  parts = repr((network["model"], network.get("step"), record.size, mask_files.wanted(record)))
-  state = zlib.crc32(parts.encode())
-  for array in (record.boxes, record.box_classes, *_first_and_last(model.network.variables)):
-    state = zlib.crc32(np.ascontiguousarray(array).tobytes(), state)
+  state = zlib.crc32(repr((network, record.size, mask_files.wanted(record))).encode())
+  for array in (record.boxes, record.box_classes):
+    state = zlib.crc32(np.ascontiguousarray(array), state)
   return f"{state:08x}"
-
-
-def _first_and_last(variables):
-  leaves = jax.tree.leaves(variables["params"])
-  return np.asarray(leaves[0]), np.asarray(leaves[-1])
 
 
 def _read_journal(path: Path, keys: Mapping[str, str]) -> Made:

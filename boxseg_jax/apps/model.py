@@ -116,7 +116,6 @@ class Model:
     batch_size: int = 8,
     boxes: Any = None,
     box_classes: Any = None,
-    box_format: str = "xyxy",
   ) -> Result | list[Result]:
     """Predicts images of any size, and makes masks of their boxes.
 
@@ -128,10 +127,9 @@ class Model:
       overlap: least share of a window that the next one sees too, in [0, 1); of "slide".
       mirror: average with the prediction of the mirrored image, at twice the price.
       batch_size: images (or windows) at once.
-      boxes: float [n, 4] in pixels, all objects of the image: each becomes one of `Result.masks`
-        (`evaluation.labeller`). Of several images, a list of such arrays.
+      boxes: float [n, 4], (xmin, ymin, xmax, ymax) in pixels, all objects of the image: each
+        becomes one of `Result.masks` (`evaluation.labeller`). Of several images, a list of such.
       box_classes: their classes, ids (>= 1) or names; may be left out where there is but one class.
-      box_format: "xyxy": (xmin, ymin, xmax, ymax); "xywh": (xmin, ymin, width, height), as COCO.
 
     Returns:
       A Result for one image; a list of them for a sequence, folder or pattern.
@@ -144,7 +142,7 @@ class Model:
     results = list(self._results(predictor, photos))
     if boxes is not None:
       several = ([boxes], [box_classes]) if single else (boxes, box_classes)
-      results = self._with_masks(results, *several, box_format)
+      results = self._with_masks(results, *several)
     return results[0] if single else results
 
   def predictor(self, **options) -> Predictor:
@@ -172,19 +170,16 @@ class Model:
       fill_bands=priors.fill_bands,
     )
 
-  def _with_masks(self, results, boxes, box_classes, box_format):
+  def _with_masks(self, results, boxes, box_classes):
     box_classes = [None] * len(results) if box_classes is None else box_classes
     if not len(boxes) == len(box_classes) == len(results):
       raise InputError(
         f"{len(results)} images, but boxes of {len(boxes)} and classes of {len(box_classes)}"
       )
-    return [
-      self._one_with_masks(*one, box_format)
-      for one in zip(results, boxes, box_classes, strict=True)
-    ]
+    return [self._one_with_masks(*one) for one in zip(results, boxes, box_classes, strict=True)]
 
-  def _one_with_masks(self, result, boxes, box_classes, box_format) -> Result:
-    boxes = _corners(result.name, boxes, box_format)
+  def _one_with_masks(self, result, boxes, box_classes) -> Result:
+    boxes = _corners(result.name, boxes)
     classes = self._class_ids(result.name, box_classes, len(boxes))
     made = self.labeller.masks(result.image, boxes, classes)
     size = result.logits.shape[:2]
@@ -220,7 +215,7 @@ class Model:
     return f"<boxseg_jax.Model of {names} at {self.canvas[0]}x{self.canvas[1]} pixels>"
 
 
-def _corners(name, boxes, box_format) -> np.ndarray:
+def _corners(name, boxes) -> np.ndarray:
   """(ymin, xmin, ymax, xmax) in pixels, float64 [n, 4]."""
   try:
     boxes = np.asarray(boxes, np.float64)
@@ -229,9 +224,4 @@ def _corners(name, boxes, box_format) -> np.ndarray:
   boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
   if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
     raise InputError(f"{name}: boxes of shape {list(boxes.shape)} are not [n, 4] finite numbers")
-  if box_format not in ("xyxy", "xywh"):
-    raise InputError(f"box_format is {box_format!r}, but must be 'xyxy' or 'xywh'")
-  x, y, right, bottom = boxes.T
-  if box_format == "xywh":
-    right, bottom = x + right, y + bottom
-  return np.stack([y, x, bottom, right], axis=-1)
+  return boxes[:, [1, 0, 3, 2]]

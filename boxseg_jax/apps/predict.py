@@ -1,5 +1,6 @@
 """Photos -> index PNGs, overlays and certainty maps, in bulk."""
 
+import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,8 @@ from boxseg_jax.data import feed
 from boxseg_jax.data import photos as photo_files
 from boxseg_jax.errors import InputError, PartlyDoneError
 from boxseg_jax.evaluation import pictures
+from boxseg_jax.files import write_json
+from boxseg_jax.training import saved
 from boxseg_jax.training.progress import Count
 
 FOLDERS = ("labels", "certainty", "overlays")
@@ -33,14 +36,15 @@ def run(config: ConfigDict, workdir, *, images: Sequence[str], to: str = "", rep
     palette for viewers), `certainty/*.png` (255 = certain) and `overlays/*.jpg`.
 
   Raises:
-    InputError: no network or no images there.
+    InputError: no network or no images there, or a folder with other predictions.
     PartlyDoneError: some images could not be read; all others are done.
   """
   if not images:
     raise InputError("--mode=predict needs --images=FILE, FOLDER or PATTERN (may be repeated)")
   model = load(workdir)
-  folder = Path(to) if to else _beside(Path(workdir))
+  folder = Path(to) if to else saved.beside(workdir, "predictions")
   names = _names(photo_files.find(images))
+  _refuse_other_predictions(config, model, folder)
   missing = {path: name for path, name in names.items() if not _label_path(folder, name).exists()}
   if len(missing) < len(names):
     report(f"{len(names) - len(missing)} images were predicted earlier.")
@@ -51,6 +55,23 @@ def run(config: ConfigDict, workdir, *, images: Sequence[str], to: str = "", rep
       + "\n  ".join(broken)
     )
   return f"{len(names)} images -> " + ", ".join(str(folder / name) for name in FOLDERS)
+
+
+def _refuse_other_predictions(config, model, folder):
+  """What is in the folder is taken for done, so it has to be of the same network and options."""
+  made_by = {
+    "network": saved.fingerprint(model.network),
+    "tiles": config.eval.tiles,
+    "overlap": config.eval.overlap,
+    "mirror": config.predict.mirror,
+  }
+  path = folder / "made_by.json"
+  if path.exists() and json.loads(path.read_text()) != made_by:
+    raise InputError(
+      f"{folder} holds predictions of another network or with other options ({path.name}); choose "
+      "another --to, or remove it"
+    )
+  write_json(path, made_by)
 
 
 def predict_files(config, model, names, folder) -> list[str]:
@@ -96,10 +117,6 @@ def _write(folder, names, num_classes, overlays, decided):
 
 def _label_path(folder, name):
   return folder / "labels" / name.with_suffix(".png")
-
-
-def _beside(workdir):
-  return (workdir if workdir.is_dir() else workdir.parent) / "predictions"
 
 
 def _names(paths):

@@ -17,9 +17,10 @@ from boxseg_jax.data.examples import ExampleReader
 from boxseg_jax.data.photos import Photo
 from boxseg_jax.evaluation import evaluate, metrics
 from boxseg_jax.evaluation.predictor import Decision, Predictor
+from boxseg_jax.files import write_text
 from boxseg_jax.training import origin
 from boxseg_jax.training.progress import Count
-from boxseg_jax.training.run import Run, write_text
+from boxseg_jax.training.run import Run
 from boxseg_jax.training.step import make_predict_fn
 
 _SHOWN = 4  # images of each kind, at most a third of all

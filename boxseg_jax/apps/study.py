@@ -13,8 +13,9 @@ from boxseg_jax import config as configuration
 from boxseg_jax import data
 from boxseg_jax.apps import curves, tables
 from boxseg_jax.errors import InputError
+from boxseg_jax.files import write_json, write_text
 from boxseg_jax.training import loop, origin, snapshots
-from boxseg_jax.training.run import refuse_other_configuration, write_json, write_text
+from boxseg_jax.training.run import refuse_other_configuration
 
 
 class Cell(NamedTuple):

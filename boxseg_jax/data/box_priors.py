@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from boxseg_jax.batch import VOID
-from boxseg_jax.data.records import Record
+from boxseg_jax.data.records import Record, held_pixels
 
 # Without masks. An ellipse fills 0.79 of its box; few objects fill much less or more.
 UNKNOWN = (0.6, 0.85)
@@ -65,10 +65,7 @@ def _regions(records):
 
 
 def _region(labels, box):
-  """The label pixels whose centres a box holds, the rule of `losses.boxes`."""
-  height, width = labels.shape
-  limits = np.clip(np.ceil(box * [height, width, height, width] - 0.5), 0, None).astype(int)
-  ymin, xmin, ymax, xmax = limits
+  ymin, xmin, ymax, xmax = held_pixels(box, labels.shape)
   return labels[ymin:ymax, xmin:xmax]
 
 

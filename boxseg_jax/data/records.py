@@ -50,6 +50,21 @@ class Record:
   regions: tuple = ()
 
 
+def held_pixels(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """The pixels whose centres boxes hold, the rule of `losses.boxes`.
+
+  Args:
+    boxes: float [..., 4], (ymin, xmin, ymax, xmax) in [0, 1] of the image.
+    size: (height, width) in pixels.
+
+  Returns:
+    int [..., 4], first row and column and those behind the last, none beyond the image; a box
+    between centres holds nothing.
+  """
+  limits = np.ceil(np.asarray(boxes, np.float64) * np.tile(size, 2) - 0.5)
+  return np.clip(limits, 0, np.tile(size, 2)).astype(int)
+
+
 def max_boxes(records: Sequence[Record], limit: int = 0) -> int:
   """Number of box slots per image.
 

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from boxseg_jax import augment
-from boxseg_jax.batch import VOID
 from boxseg_jax.data.examples import fit_image
 from boxseg_jax.losses import instances
 from boxseg_jax.losses.instances import SIDE, Crop
@@ -134,26 +133,22 @@ class BoxLabeller:
 
   def _judged(self, seen, extent, crops):
     """(where the crops lie, (probability, certainty) of each)."""
-    crops = list(crops)
-    started = []
-    while len(started) < len(crops):
-      rest = len(crops) - len(started)
+    crops, started, done = list(crops), [], 0
+    while done < len(crops):
+      rest = len(crops) - done
       count = next((c for c in _CHUNKS if c >= rest), _CHUNKS[-1])
-      chunk = crops[len(started) : len(started) + count]
+      chunk = crops[done : done + count]
       filled = chunk + chunk[-1:] * (count - len(chunk))
       stacked = {name: np.stack([crop[name] for crop in filled]) for name in filled[0]}
-      outputs = self._judge(seen, extent, stacked)
-      started += [(outputs, number) for number in range(len(chunk))]
-    fetched = {id(outputs): jax.device_get(outputs) for outputs, _ in started}
-    outcomes = [[x[number] for x in fetched[id(outputs)]] for outputs, number in started]
-    return [(crop["y"], crop["x"]) for crop in crops], outcomes
+      started.append(self._judge(seen, extent, stacked))
+      done += count
+    # Fetched when all are started. What fills up the last chunk comes last.
+    outcomes = [one for chunk in jax.device_get(started) for one in zip(*chunk, strict=True)]
+    return [(crop["y"], crop["x"]) for crop in crops], outcomes[: len(crops)]
 
 
 def _look(evidence_fn, state, image, extent, boxes, box_classes):
-  batch = {
-    "image": image,
-    "extent": extent,
-    "labels": jnp.full(image.shape[:3], VOID, jnp.uint8),
+  batch = augment.unlabelled(image, extent) | {
     "boxes": boxes,
     "box_classes": box_classes,
     "box_is_crowd": jnp.zeros_like(box_classes, bool),

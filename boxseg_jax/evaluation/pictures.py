@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from boxseg_jax import files
 from boxseg_jax.batch import VOID
 
 # Okabe and Ito's colours, which people with any colour vision tell apart
@@ -369,12 +370,10 @@ def save_index(path: str | os.PathLike, labels: np.ndarray, colours: np.ndarray)
 
 
 def _save(path, image: Image.Image) -> None:
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.with_name(path.name + ".part")
-  options = {"quality": 90} if path.suffix in (".jpg", ".jpeg") else {}
-  image.save(unfinished, format=Image.registered_extensions()[path.suffix], **options)
-  unfinished.replace(path)
+  suffix = pathlib.Path(path).suffix
+  options = {"quality": 90} if suffix in (".jpg", ".jpeg") else {}
+  kind = Image.registered_extensions()[suffix]
+  files.write(path, lambda unfinished: image.save(unfinished, format=kind, **options))
 
 
 def _one(views: Views, index: int) -> Views:

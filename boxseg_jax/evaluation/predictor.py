@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from boxseg_jax import augment
-from boxseg_jax.batch import VOID
 from boxseg_jax.data import examples, feed
 from boxseg_jax.data.photos import Photo
 from boxseg_jax.errors import InputError
@@ -176,11 +175,7 @@ class Predictor:
 
 
 def _at_own_size(predict_fn, state, images, extents, sizes, *, full_shape, use):
-  nothing = {
-    "labels": jnp.full(images.shape[:3], VOID, jnp.uint8),
-    "boxes": jnp.zeros((len(images), 1, 4), jnp.float32),
-  }
-  batch = augment.prepare({"image": images, "extent": extents} | nothing)
+  batch = augment.prepare(augment.unlabelled(images, extents))
   logits, sigma = predict_fn(state, batch)
   scores = jnp.concatenate([uncertainty.class_logits(logits), sigma[..., None]], axis=-1)
   strips = in_strips(use, scores, extents, sizes, full_shape)

@@ -10,11 +10,10 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from boxseg_jax import augment
-from boxseg_jax.batch import VOID, Batch
+from boxseg_jax.batch import Batch
 from boxseg_jax.data.windows import Window, cut, extent, windows
 from boxseg_jax.losses import uncertainty
 
@@ -93,11 +92,7 @@ def tile_predictor(predict_fn: PredictFn) -> Callable:
   """
 
   def predict(state, images, extents):
-    nothing = {
-      "labels": jnp.full(images.shape[:3], VOID, jnp.uint8),
-      "boxes": jnp.zeros((len(images), 1, 4), jnp.float32),
-    }
-    batch = augment.prepare({"image": images, "extent": extents} | nothing)
+    batch = augment.prepare(augment.unlabelled(images, extents))
     logits, sigma = predict_fn(state, batch)
     return uncertainty.class_logits(logits), sigma
 

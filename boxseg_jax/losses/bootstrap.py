@@ -91,14 +91,21 @@ def with_prior(logits, prior):
 
   Args:
     logits: float32 [..., num_classes], by what is seen.
-    prior: float32 [...] in [0, 1], how likely a pixel is of an object; kept within 0.03 and 0.97,
-      as what is seen must be able to prevail.
+    prior: float32 [...] in [0, 1], how likely a pixel is of an object, see `prior_log_odds`.
 
   Returns:
     The logits, with the prior's log-odds taken from the background's.
   """
+  return logits.at[..., BACKGROUND].add(-prior_log_odds(prior))
+
+
+def prior_log_odds(prior):
+  """Log-odds float32 [...] of a prior in [0, 1].
+
+  It is kept within 0.03 and 0.97, as what is seen must be able to prevail.
+  """
   prior = jnp.clip(prior, *_PRIORS)
-  return logits.at[..., BACKGROUND].add(jnp.log1p(-prior) - jnp.log(prior))
+  return jnp.log(prior) - jnp.log1p(-prior)
 
 
 def of_some_object(logits, allowed):

@@ -34,7 +34,6 @@ THRESHOLD = 0.45  # of probability; below a half, where the expected IoU is high
 _MOST = 2.0  # log-odds by colour; few boxes are of one colour
 _ROUNDS = 2  # of fitting the colours
 _SPREAD = 0.02  # least standard deviation of a colour; RGB in [0, 1]
-_PRIORS = 0.03, 0.97  # as `bootstrap.with_prior`
 _NO_COLOUR = -50.0  # beyond the image, like nothing in it
 
 
@@ -108,8 +107,7 @@ def _prior_odds(crop: Crop, mean_masks):
   rows = between_parts(crop.y, ymin, ymax, grid)
   columns = between_parts(crop.x, xmin, xmax, grid)
   prior = jnp.einsum("nhi,nij,nwj->nhw", rows, mean_masks[crop.box_classes], columns)
-  prior = jnp.clip(prior, *_PRIORS)
-  return jnp.log(prior) - jnp.log1p(-prior)
+  return bootstrap.prior_log_odds(prior)
 
 
 def _log_odds(logits, box_classes, within):

@@ -8,10 +8,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from boxseg_jax.errors import NonFiniteLossError
+from boxseg_jax.files import write_json
 from boxseg_jax.training import origin, snapshots
 from boxseg_jax.training.metric_writer import MetricWriter
 from boxseg_jax.training.progress import Progress
-from boxseg_jax.training.run import Run, write_json
+from boxseg_jax.training.run import Run
 
 
 def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorboardX
 
+from boxseg_jax import files
+
 _FLUSH_SECONDS = 10  # until TensorBoard sees what was written, at most
 
 
@@ -61,9 +63,7 @@ class MetricWriter:
       return
     lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept = [line for line in lines if _step_of(line) <= step]
-    unfinished = self._path.with_name(self._path.name + ".part")
-    unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(unfinished, self._path)
+    files.write_text(self._path, "".join(line + "\n" for line in kept))
 
   def flush(self) -> None:
     """Hands TensorBoard's entries to the disk: before a checkpoint, which no run goes behind."""

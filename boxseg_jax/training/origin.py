@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from boxseg_jax import __version__
-from boxseg_jax.training.run import write_json
+from boxseg_jax.files import write_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _FILE = "starts.json"

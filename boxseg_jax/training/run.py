@@ -11,6 +11,7 @@ from boxseg_jax import config as configuration
 from boxseg_jax.data import training_set
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import evaluate
+from boxseg_jax.files import write_json
 from boxseg_jax.parallel import Parallel
 from boxseg_jax.training import build, saved
 from boxseg_jax.training.checkpoint import Checkpoints
@@ -163,32 +164,3 @@ def refuse_other_configuration(config: ConfigDict, workdir: Path) -> None:
 def _of_one_run(flat):
   """Without what says which runs a study has, and how a trained network is used."""
   return {key: value for key, value in flat.items() if not key.startswith(_OF_NO_RUN)}
-
-
-def write_json(path: Path, value) -> None:
-  """`write_text` of a value as JSON."""
-  write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-  """`write_bytes` of a text in UTF-8."""
-  write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-  """Writes a file that is either whole or not there, whatever happens to the process.
-
-  Args:
-    path: of the file; its folder is made where it is missing.
-    content: what it holds.
-
-  Raises:
-    InputError: it cannot be written.
-  """
-  unfinished = path.with_name(path.name + ".unfinished")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
-  except OSError as error:
-    raise InputError(f"{path} cannot be written: {error}") from error

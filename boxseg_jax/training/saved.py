@@ -5,6 +5,7 @@ its loss learned from the data; one file, `*.safetensors`, holds the same and th
 """
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialised
 
-from boxseg_jax import models
+from boxseg_jax import files, models
 from boxseg_jax.data.box_priors import BoxPriors
 from boxseg_jax.errors import InputError
 from boxseg_jax.models import pretrained
@@ -47,6 +48,20 @@ class Network(NamedTuple):
   canvas: tuple[int, int]
   settings: LossSettings
   description: dict
+
+
+def beside(path, name: str) -> Path:
+  """Where what is made with a network is put by default: in its run, or beside its file."""
+  path = Path(path)
+  return (path if path.is_dir() else path.parent) / name
+
+
+def fingerprint(network: Network) -> str:
+  """Changes with the network and its parameters: eight hexadecimal digits."""
+  state = zlib.crc32(json.dumps(network.description, sort_keys=True).encode())
+  for array in jax.tree.leaves(jax.device_get(network.variables)):
+    state = zlib.crc32(np.ascontiguousarray(array), state)
+  return f"{state:08x}"
 
 
 def describe(config: ConfigDict, settings: LossSettings) -> dict:
@@ -104,17 +119,10 @@ def save(network: Network, path) -> None:
   Raises:
     InputError: it cannot be written.
   """
-  path = Path(path)
   flat = traverse_util.flatten_dict(jax.device_get(network.variables), sep="/")
-  unfinished = path.with_name(path.name + ".unfinished")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
-    # Not save_file: that makes files which nobody else may read.
-    unfinished.write_bytes(serialised(arrays, metadata={_KEY: json.dumps(network.description)}))
-    unfinished.replace(path)
-  except (OSError, SafetensorError) as error:
-    raise InputError(f"{path} cannot be written: {error}") from error
+  arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
+  # Not save_file: that makes files which nobody else may read.
+  files.write_bytes(path, serialised(arrays, metadata={_KEY: json.dumps(network.description)}))
 
 
 def _of_run(workdir, step):

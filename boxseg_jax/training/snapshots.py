@@ -4,6 +4,7 @@ As pictures, at each evaluation; and, at some steps of the run, the targets that
 inside their boxes, for the report of the run.
 """
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from boxseg_jax import augment
+from boxseg_jax import augment, files
 from boxseg_jax.evaluation import evaluate, pictures
 from boxseg_jax.training.step import LossSettings, make_predict_fn, make_target_fn
 
@@ -140,12 +141,9 @@ def is_due(step: int, num_steps: int) -> bool:
 
 def keep_targets(workdir, step: int, targets: np.ndarray) -> None:
   """Writes what `Snapshots.targets` gave to `<workdir>/snapshots/<step>.npz`."""
-  path = Path(workdir) / "snapshots" / f"{step:07d}.npz"
-  path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.with_name(path.name + ".part")
-  with open(unfinished, "wb") as file:  # a name without .npz would be given one
-    np.savez_compressed(file, targets=targets)
-  unfinished.replace(path)
+  content = io.BytesIO()
+  np.savez_compressed(content, targets=targets)
+  files.write_bytes(Path(workdir) / "snapshots" / f"{step:07d}.npz", content.getvalue())
 
 
 def kept_targets(workdir) -> dict[int, np.ndarray]:
