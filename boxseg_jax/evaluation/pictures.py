@@ -340,7 +340,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.nd
   labels = np.asarray(labels)
   coloured = (labels > 0) & (labels < len(colours))
   strength = np.where(coloured, np.where(_outline(labels), 1.0, 0.55), 0.0)
-  colour = colours[np.where(coloured, labels, 0)]
+  colour = colours.take(np.where(coloured, labels, 0), axis=0)
   return _hatch(_blend(_faded(image), colour, strength), labels == VOID)
 
 
@@ -371,7 +371,8 @@ def save_index(path: str | os.PathLike, labels: np.ndarray, colours: np.ndarray)
 
 def _save(path, image: Image.Image) -> None:
   suffix = pathlib.Path(path).suffix
-  options = {"quality": 90} if suffix in (".jpg", ".jpeg") else {}
+  # PNGs: a third larger than by default, in a third of the time.
+  options = {"quality": 90} if suffix in (".jpg", ".jpeg") else {"compress_level": 1}
   kind = Image.registered_extensions()[suffix]
   files.write(path, lambda unfinished: image.save(unfinished, format=kind, **options))
 
@@ -437,15 +438,20 @@ def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _blend(image: np.ndarray, colour: np.ndarray, strength: np.ndarray) -> np.ndarray:
-  """Colour [..., 3] over image [..., 3] with strength [...] in [0, 1], uint8."""
-  strength = strength[..., None]
-  return ((1 - strength) * image + strength * colour).round().astype(np.uint8)
+  """Colour [..., 3] over image uint8 [..., 3] with strength [...] in [0, 1], uint8."""
+  touched = np.flatnonzero(strength)  # mostly a small part of a photograph
+  share = strength.reshape(-1, 1)[touched]
+  colour = np.broadcast_to(colour, image.shape).reshape(-1, 3)[touched]
+  pixels = image.reshape(-1, 3).copy()
+  pixels[touched] = ((1 - share) * pixels[touched] + share * colour).round()
+  return pixels.reshape(image.shape)
 
 
 def _faded(image: np.ndarray) -> np.ndarray:
   """The photograph in grey and a little darker, so that class colours stand out."""
-  grey = image.astype(np.float32).mean(-1, keepdims=True)
-  return (0.8 * np.repeat(grey, 3, axis=-1)).astype(np.uint8)
+  red, green, blue = np.moveaxis(image.astype(np.uint16), -1, 0)
+  faded = (0.8 / 3 * np.arange(3 * 255 + 1)).astype(np.uint8)
+  return np.stack([faded.take(red + green + blue)] * 3, axis=-1)
 
 
 def _outline(labels: np.ndarray) -> np.ndarray:
@@ -457,9 +463,10 @@ def _outline(labels: np.ndarray) -> np.ndarray:
 
 def _hatch(image: np.ndarray, where: np.ndarray) -> np.ndarray:
   """Hatches pixels in grey, so that void looks like no class."""
-  row, column = np.indices(where.shape)
-  strength = np.where((row + column) % 8 < 3, 0.9, 0.35)
-  return _blend(image, np.array(_GREY), np.where(where, strength, 0.0))
+  row, column = np.nonzero(where)
+  strength = np.zeros(where.shape)
+  strength[row, column] = np.where((row + column) % 8 < 3, 0.9, 0.35)
+  return _blend(image, np.array(_GREY), strength)
 
 
 def _mixture(photo: np.ndarray, target: np.ndarray, colours: np.ndarray) -> np.ndarray:
