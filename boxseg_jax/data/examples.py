@@ -57,8 +57,11 @@ def fit_labels(labels: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
     canvas: (height, width) in pixels.
 
   Returns:
-    uint8 [*canvas], 255 beyond the image.
+    uint8 [*canvas], 255 beyond the image (the labels themselves where they are as large as the
+    canvas).
   """
+  if labels.shape == tuple(canvas):
+    return labels
   size = fitted_size(labels.shape, canvas)
   fitted = np.full(canvas, VOID, np.uint8)
   fitted[: size[0], : size[1]] = _resized(labels, size, Image.Resampling.NEAREST)

@@ -5,6 +5,7 @@ TensorFlow is absent. Both only call the reader, so nothing in them can differ.
 """
 
 import contextlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from boxseg_jax.data.examples import ExampleReader
 from boxseg_jax.errors import InputError
 
 _AHEAD = 2  # batches that are ready or in work beyond the one in use
+_ALIGNED = 64  # bytes; either library copies what begins elsewhere
 _BUCKET = 128  # pixels; images' own sizes are rounded up to multiples of it
 
 
@@ -313,7 +315,16 @@ def _tile_example(reader: ExampleReader, index: int, window, image, labels):
 
 
 def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+  return {name: _stacked([example[name] for example in examples]) for name in examples[0]}
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+  """`np.stack`, aligned so that TensorFlow and JAX on CPU take the array over as it lies."""
+  shape, dtype = (len(arrays), *arrays[0].shape), arrays[0].dtype
+  size = math.prod(shape) * dtype.itemsize
+  memory = np.empty(size + _ALIGNED, np.uint8)
+  start = -memory.ctypes.data % _ALIGNED
+  return np.stack(arrays, out=memory[start : start + size].view(dtype).reshape(shape))
 
 
 def ahead(function: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
