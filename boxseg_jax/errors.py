@@ -1,24 +1,40 @@
 """What a person is told without a traceback; all else that is raised is a bug."""
 
 
-class InputError(Exception):
+class ToldError(Exception):
+  """`main` prints the message alone and exits with `status`."""
+
+  status = 1
+
+
+class InputError(ToldError):
   """Something the user gave is wrong: a file, an annotation, a config value.
 
-  The message names the file, the image and the value. `main` prints it without
-  a traceback and exits with status 2; everything else that is raised is a bug.
+  The message names the file, the image and the value.
   """
 
-
-class NonFiniteLossError(Exception):
-  """The loss became NaN or infinite; the last good checkpoint is kept. Exit status 1."""
+  status = 2
 
 
-class ExportError(Exception):
-  """An exported file does not say what the network says; it is not kept. Exit status 1."""
+class NonFiniteLossError(ToldError):
+  """The loss became NaN or infinite; the last good checkpoint is kept."""
 
 
-class PartlyDoneError(Exception):
-  """Most of the work is done, but some of the input was broken: the message lists it.
+class ExportError(ToldError):
+  """An exported file does not say what the network says; it is not kept."""
 
-  `main` prints it without a traceback and exits with status 3.
-  """
+
+class LostProcessError(ToldError):
+  """Another process of the job has died or cannot be reached."""
+
+
+class PartlyDoneError(ToldError):
+  """Most of the work is done, but some of the input was broken: the message lists it."""
+
+  status = 3
+
+
+class StoppedError(ToldError):
+  """The run was told to stop, and has left a checkpoint to go on from: no failure."""
+
+  status = 0

@@ -7,9 +7,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from boxseg_jax.errors import ExportError, InputError, NonFiniteLossError, PartlyDoneError
+from boxseg_jax.errors import InputError, ToldError
 
-STATUS = {NonFiniteLossError: 1, ExportError: 1, InputError: 2, PartlyDoneError: 3}
 MODES = ("train", "evaluate", "study", "check_data", "predict", "label", "export", "report")
 
 
@@ -17,9 +16,9 @@ def run() -> None:
   """Entry point: one message and an exit status where the input is wrong."""
   try:
     app.run(_main, flags_parser=_parse_flags)
-  except tuple(STATUS) as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(STATUS[type(error)])
+  except ToldError as error:
+    print(f"error: {error}" if error.status else error, file=sys.stderr)
+    sys.exit(error.status)
 
 
 def _parse_flags(argv):
@@ -50,8 +49,9 @@ def _define_flags() -> None:
   flags.DEFINE_enum("mode", "train", MODES, "What to do.")
   flags.DEFINE_multi_string("images", [], "File, folder or pattern (predict); may be repeated.")
   flags.DEFINE_string("to", "", "Folder (predict, label), file or format (export) of the results.")
-  cache = Path.home() / ".cache" / "boxseg_jax"
-  flags.DEFINE_string("compilation_cache", str(cache), "Folder of compiled programs.")
+  cache = str(Path.home() / ".cache/boxseg_jax")
+  flags.DEFINE_string("compilation_cache", cache, "Folder of compiled programs.")
+  flags.DEFINE_bool("distributed", False, "One of several processes of a job (train, evaluate).")
 
 
 def _main(argv) -> None:
@@ -64,13 +64,16 @@ def _main(argv) -> None:
   values = flags.FLAGS
   # Orbax tells every rename as INFO, every checkpoint between evaluations as a WARNING.
   logging.set_verbosity(logging.ERROR)
-  parallel.keep_compiled_programs(values.compilation_cache)
-  runs = {"train": loop.train, "evaluate": results.evaluate_run, "study": study.run}
-  runs |= {"check_data": check_data.run, "report": report.run}
+  runs = {"train": loop.train, "evaluate": results.evaluate_run}
+  if values.distributed and values.mode not in runs:
+    raise InputError(f"--distributed is for the modes {', '.join(runs)}, not for {values.mode}")
+  runs |= {"study": study.run, "check_data": check_data.run, "report": report.run}
   runs |= {"export": partial(export.run, to=values.to), "label": partial(label.run, to=values.to)}
   runs |= {"predict": partial(predict.run, images=values.images, to=values.to)}
+  parallel.start(values.compilation_cache, distributed=values.distributed)
   workdir = Path(values.workdir)
-  outcome = runs[values.mode](values.config, workdir)
+  with parallel.lost_processes():
+    outcome = runs[values.mode](values.config, workdir)
   print(outcome if isinstance(outcome, str) else results.table(outcome, workdir))
 
 

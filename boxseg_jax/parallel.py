@@ -8,26 +8,120 @@ unstacked pytree for both, so checkpoints do not care.
 """
 
 import collections
+import contextlib
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from boxseg_jax.errors import InputError
+from boxseg_jax.errors import InputError, LostProcessError
 
 AXIS = "batch"
 KINDS = ("pmap", "jit")
+_PATIENCE = 20  # seconds without a sign of life after which a process counts as lost
 
 
-def keep_compiled_programs(folder: str) -> None:
-  """Lets compiled programs outlive the process, so that a run started again begins at once.
+def start(compilation_cache: str, *, distributed: bool = False) -> None:
+  """Sets JAX up, before it is used in any other way.
 
   Args:
-    folder: where they are kept, unless JAX_COMPILATION_CACHE_DIR names another.
+    compilation_cache: folder in which compiled programs outlive the process, so that a run started
+      again begins at once; JAX_COMPILATION_CACHE_DIR goes before it.
+    distributed: whether this is one of several processes of a job. Cloud TPUs, Slurm, Open MPI and
+      Kubernetes tell it which one; elsewhere JAX_COORDINATOR_ADDRESS (host:port of the first one),
+      JAX_NUM_PROCESSES and JAX_PROCESS_ID do. The first one alone writes to the standard output.
+
+  Raises:
+    InputError: nothing says which process this is, or the others are not there.
   """
   if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_compilation_cache_dir", compilation_cache)
+  if distributed:
+    _join_processes()
+
+
+def _join_processes():
+  try:
+    jax.distributed.initialize(
+      num_processes=_number("JAX_NUM_PROCESSES"),
+      process_id=_number("JAX_PROCESS_ID"),
+      heartbeat_timeout_seconds=_PATIENCE,
+      shutdown_timeout_seconds=_PATIENCE,
+    )
+  except (ValueError, RuntimeError) as error:
+    raise InputError(f"--distributed: the processes cannot be joined: {error}") from error
+  if jax.process_index() > 0:
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, as long as the process lives
+
+
+def _number(variable):
+  value = os.environ.get(variable)
+  try:
+    return None if value is None else int(value)
+  except ValueError as error:
+    raise InputError(f"{variable} is {value!r}, but must be a whole number") from error
+
+
+@contextlib.contextmanager
+def lost_processes() -> Iterator[None]:
+  """Says what it means when a sum over processes fails.
+
+  Where JAX notices first, by the missing signs of life, it ends the process with its own words.
+
+  Raises:
+    LostProcessError: another process has died or cannot be reached.
+  """
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
+    of_the_job = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    if jax.process_count() == 1 or not of_the_job:
+      raise
+    reason = str(error).splitlines()[0]
+    raise LostProcessError(
+      f"process {jax.process_index()} of {jax.process_count()} stops, as another one has died or "
+      f"cannot be reached; the same command goes on from the last checkpoint ({reason})"
+    ) from error
+
+
+class StopRequest:
+  """Learns of SIGTERM (which preempted machines get, too) in time for a last checkpoint.
+
+  A context manager. A second SIGTERM ends the process at once.
+  """
+
+  def __init__(self):
+    """Knows of no request."""
+    self._requested = False
+    self._handler = None
+
+  def __enter__(self):
+    # Of several processes JAX asks each one. Signals can be caught in the main thread alone.
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      self._handler = signal.signal(signal.SIGTERM, self._note)
+    return self
+
+  def __exit__(self, *error):
+    if self._handler is not None:
+      signal.signal(signal.SIGTERM, self._handler)
+    self._handler = None
+
+  def _note(self, number, frame):
+    del number, frame
+    self._requested = True
+    self.__exit__()
+
+  def reached(self, step: int) -> bool:
+    """Whether to stop after this step; the same answer on all processes, which all have to ask."""
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._requested
 
 
 class Parallel:
@@ -97,6 +191,15 @@ class Parallel:
       check_vma=False,
     )
     return jax.jit(sharded, donate_argnums=donate)
+
+  def whole(self, tree):
+    """Outputs of `compile` as arrays over all devices: pmap gives each process its own."""
+
+    def join(x):
+      parts = [shard.data for shard in x.addressable_shards]
+      return jax.make_array_from_single_device_arrays(x.shape, self.replicated, parts)
+
+    return jax.tree.map(join, tree)
 
   def put_batch(self, batch):
     """Moves this process's part of a global batch to its devices.

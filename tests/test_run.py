@@ -183,6 +183,27 @@ class TestGoingOn:
       last_state(config, tmp_path / "whole"), last_state(config, tmp_path / "killed")
     )
 
+  def test_told_to_stop(self, tmp_path):
+    """SIGTERM: a checkpoint at the next step, no failure, and the same bits in the end."""
+    config = small(train__num_steps=40, train__log_every=10, train__checkpoint_every=10)
+    command = _command(config, tmp_path / "stopped")
+    child = subprocess.Popen(command, **_CHILD)
+    deadline = time.monotonic() + 120
+    while _newest_checkpoint(tmp_path / "stopped") < 10 and child.poll() is None:
+      assert time.monotonic() < deadline
+      time.sleep(0.002)
+    child.send_signal(signal.SIGTERM)
+    _, told = child.communicate(timeout=120)
+    step = _newest_checkpoint(tmp_path / "stopped")
+    assert child.returncode == 0, told
+    assert 10 <= step < 40 and f"goes on from step {step}" in told and "error" not in told
+    for workdir in ("stopped", "whole"):
+      whole = subprocess.run(_command(config, tmp_path / workdir), check=False, **_CHILD)
+      assert whole.returncode == 0, whole.stderr
+    assert_same_bits(
+      last_state(config, tmp_path / "whole"), last_state(config, tmp_path / "stopped")
+    )
+
   def test_another_configuration_is_refused_with_its_keys(self, finished):
     config, workdir, _, _ = finished
     other = small(optimizer__learning_rate=1e-2)

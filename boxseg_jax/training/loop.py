@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from boxseg_jax.errors import NonFiniteLossError
+from boxseg_jax.errors import NonFiniteLossError, StoppedError
 from boxseg_jax.files import write_json
+from boxseg_jax.parallel import StopRequest
 from boxseg_jax.training import origin, snapshots
 from boxseg_jax.training.metric_writer import MetricWriter
 from boxseg_jax.training.progress import Progress
@@ -33,12 +34,14 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
   Raises:
     InputError: something in the configuration or the data is wrong.
     NonFiniteLossError: the loss is no longer finite.
+    StoppedError: it was told to stop (SIGTERM), and has left a checkpoint.
   """
   run = Run(config, workdir, report=report)
   num_steps = config.train.num_steps
   with contextlib.ExitStack() as at_the_end:
     checkpoints = at_the_end.enter_context(run.open_checkpoints())
-    writer = at_the_end.enter_context(contextlib.closing(MetricWriter(run.workdir)))
+    stop = at_the_end.enter_context(StopRequest())
+    writer = at_the_end.enter_context(contextlib.closing(MetricWriter(run.notes)))
 
     # Start, or go on where an earlier run of the same configuration stopped.
     start_step = checkpoints.latest_step() or 0
@@ -51,9 +54,9 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
 
     followed = bool(config.eval.pictures) and run.snapshots.follows_boxes
     if followed and not start_step:
-      snapshots.keep_targets(run.workdir, 0, run.snapshots.targets(state))
+      snapshots.keep_targets(run.notes, 0, run.snapshots.targets(state))
     if start_step < num_steps:
-      at_the_end.enter_context(origin.noted(run.workdir, start_step))
+      at_the_end.enter_context(origin.noted(run.notes, start_step))
 
     train_step = run.train_step()
     window = Window()
@@ -62,8 +65,9 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
       state, metrics = train_step(state, batch)
       window.add(step, metrics)
       progress.update(step)
-      evaluating = _due(step, config.train.eval_every, num_steps)
-      saving = evaluating or _due(step, config.train.checkpoint_every, num_steps)
+      stopping = stop.reached(step) and step < num_steps
+      evaluating = _due(step, config.train.eval_every, num_steps) and not stopping
+      saving = evaluating or stopping or _due(step, config.train.checkpoint_every, num_steps)
 
       # A checkpoint ends a line of the log, so that a run that goes on from it logs the same.
       if saving or _due(step, config.train.log_every, num_steps):
@@ -79,17 +83,21 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
 
       if followed and snapshots.is_due(step, num_steps):
         with progress.paused():
-          snapshots.keep_targets(run.workdir, step, run.snapshots.targets(state))
+          snapshots.keep_targets(run.notes, step, run.snapshots.targets(state))
 
       if saving:
         # Only what the window has seen to be finite is ever saved.
         with progress.paused():
           writer.flush()
-          checkpoints.save(step, state, results if evaluating else None)
+          whole = run.parallel.whole(state)
+          checkpoints.save(step, whole, results if evaluating else None)
+
+      if stopping:
+        raise StoppedError(f"Told to stop: the same command goes on from step {step}.")
 
     if start_step == num_steps:  # it had finished already
       results = run.measure(state)
-  write_json(run.workdir / "result.json", results)
+  write_json(run.notes / "result.json", results)
   return results
 
 
@@ -100,7 +108,7 @@ def _evaluate(run: Run, state, step: int, writer: MetricWriter) -> dict[str, flo
   if run.config.eval.pictures:
     picture = run.snapshots.draw(state)
     writer.write_image(step, "training_images", picture)
-    snapshots.save(run.workdir, step, picture)
+    snapshots.save(run.notes, step, picture)
   return results
 
 

@@ -1,6 +1,7 @@
 """One run: a configuration, its workdir, and everything opened for the two."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -68,9 +69,20 @@ class Run:
 
   def _claim_workdir(self):
     """Writes down what the workdir is of, once all of it has been found right."""
-    training_set.keep_split(self.training.split, self.workdir / "split.json")
-    write_json(self.workdir / "config.json", _of_one_run(configuration.flatten(self.config)))
-    write_json(self.workdir / saved.DESCRIPTION, saved.describe(self.config, self.settings))
+    training_set.keep_split(self.training.split, self.notes / "split.json")
+    write_json(self.notes / "config.json", _of_one_run(configuration.flatten(self.config)))
+    write_json(self.notes / saved.DESCRIPTION, saved.describe(self.config, self.settings))
+
+  @cached_property
+  def notes(self) -> Path:
+    """Folder for what all processes would write alike: the workdir, if this is the first one.
+
+    For the others a folder that ends with them, so that all of them compute the same.
+    """
+    if self.parallel.process_index == 0:
+      return self.workdir
+    self._own_folder = tempfile.TemporaryDirectory(prefix="boxseg-")
+    return Path(self._own_folder.name)
 
   def open_checkpoints(self, *, read_only: bool = False) -> Checkpoints:
     """The checkpoints in the workdir, a context manager that ends what is being written."""
