@@ -68,6 +68,18 @@ def test_boxes_are_tight_and_hold_every_object_pixel(records):
       assert not np.any((labels == label) & ~covered[label])
 
 
+def test_masks_of_objects_are_those_of_the_label_map_one_by_one(records):
+  for index, record in enumerate(records):
+    masks = shapes.read_objects(0, "train", index, NAMES[1:])
+    labels = np.zeros(record.size, np.uint8)
+    for mask, box, label in zip(masks, pixel_boxes(record), record.box_classes, strict=True):
+      rows, columns = np.nonzero(mask)
+      assert box.tolist() == [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+      assert not labels[mask].any()
+      labels[mask] = label
+    np.testing.assert_array_equal(labels, record.read_labels())
+
+
 def test_boxes_are_bad_masks(records):
   pixels, areas = np.zeros(4), np.zeros(4)
   for record in records:

@@ -78,18 +78,17 @@ def load(split: str, count: int, seed: int, class_names: Sequence[str]) -> list[
 
 def _record(foreground, seed, split, index):
   things = draw_things(_random_stream(seed, split, index, "things"))
-  owner = visible_owner(things)
-  names = [thing.kind for thing in things]
-  seen = [i for i, name in enumerate(names) if name in foreground]
-  boxes = np.array([_bounds(owner == i) for i in seen], np.float32).reshape(-1, 4)
-  classes = np.array([1 + foreground.index(names[i]) for i in seen], np.int32)
+  names = [thing.kind for thing in things if thing.kind in foreground]
+  masks = _objects(things, foreground)
+  boxes = np.array([_bounds(mask) for mask in masks], np.float32).reshape(-1, 4)
+  classes = np.array([1 + foreground.index(name) for name in names], np.int32)
   return Record(
     image_id=f"{split}_{index:05d}",
     source=f"shapes, seed {seed}",
     size=(SIZE, SIZE),
     boxes=boxes / np.float32(SIZE),
     box_classes=classes,
-    box_is_crowd=np.zeros(len(seen), bool),
+    box_is_crowd=np.zeros(len(names), bool),
     classes=frozenset(classes.tolist()),
     read_image=partial(read_image, seed, split, index),
     read_labels=partial(read_labels, seed, split, index, foreground),
@@ -118,6 +117,27 @@ def read_labels(seed: int, split: str, index: int, foreground: tuple[str, ...]) 
   ids = [foreground.index(t.kind) + 1 if t.kind in foreground else 0 for t in things]
   # The owner -1, the ground, picks the last entry.
   return np.array([*ids, 0], np.uint8)[visible_owner(things)]
+
+
+def read_objects(seed: int, split: str, index: int, foreground: tuple[str, ...]) -> np.ndarray:
+  """Draws the masks of an image's objects one by one, as annotation tools have them.
+
+  Args:
+    seed: seed of the data set.
+    split: name of the split.
+    index: number of the image in its split.
+    foreground: names of the classes 1, 2, ...
+
+  Returns:
+    bool [n, SIZE, SIZE], what is seen of each object, in the order of the record's boxes.
+  """
+  return _objects(draw_things(_random_stream(seed, split, index, "things")), foreground)
+
+
+def _objects(things, foreground):
+  owner = visible_owner(things)
+  masks = [owner == i for i, thing in enumerate(things) if thing.kind in foreground]
+  return np.array(masks, bool).reshape(-1, SIZE, SIZE)
 
 
 def read_image(seed: int, split: str, index: int) -> np.ndarray:
