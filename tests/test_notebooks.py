@@ -15,6 +15,7 @@ FOLDER = ROOT / "launch" / "notebooks"
 SMALL = {
   "method": {"STEPS": 4},
   "quickstart": {"STEPS": 4, "DATASET": "shapes"},
+  "your_data": {"STEPS": 4, "EXAMPLE_IMAGES": 30, "LONGER_SIDE": 48},
 }
 
 
@@ -65,3 +66,23 @@ def test_all_of_it_runs(name, tmp_path, monkeypatch):
   assert not [output for output in outputs if output.output_type == "error"]
   assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
   assert "foreground_iou" in json.loads((tmp_path / "run" / "result.json").read_text())
+  if name == "your_data":
+    every_box_has_a_mask(tmp_path / "run")
+
+
+def every_box_has_a_mask(run):
+  """What was given comes back as it was, with a mask where there was none."""
+  given, labelled = (
+    json.loads((run / folder / "instances.json").read_text())
+    for folder in ("example", "data/labelled")
+  )
+  made = {one["id"]: one for one in labelled["annotations"]}
+  assert len(made) == len(given["annotations"]) == len(labelled["annotations"])
+  new = {one["id"] for one in given["annotations"] if not one["segmentation"]}
+  assert 0 < len(new) < len(made)
+  for one in given["annotations"]:
+    if one["id"] in new:
+      assert made[one["id"]]["segmentation"] and 0 <= made[one["id"]]["score"] <= 1
+      one = one | {key: made[one["id"]][key] for key in ("segmentation", "score")}
+    assert made[one["id"]] == one
+  assert (run / "model.safetensors").exists() and (run / "model.stablehlo").exists()
