@@ -206,6 +206,9 @@ def _train():
     "log_every": 25,
     "eval_every": 0,
     "checkpoint_every": 100,
+    # First and last step, counted from 1, of which a trace for TensorBoard and XProf is written
+    # to <workdir>/profile: (20, 24); () = none. The first step compiles.
+    "profile_steps": (),
     # Checkpoints kept: the newest, and the best one by `best_metric`.
     "keep_checkpoints": 2,
     "best_metric": "foreground_iou",
@@ -351,6 +354,7 @@ def check(config: ConfigDict) -> None:
   canvas = flat["data.canvas"]
   two_sides = len(canvas) == 2 and all(isinstance(side, int) and side > 0 for side in canvas)
   _require(two_sides, "data.canvas", canvas, "(height, width) in whole pixels")
+  _check_profile_steps(flat["train.profile_steps"], flat["train.num_steps"])
   names = flat["data.class_names"]
   distinct = len(set(names)) == len(names) and 2 <= len(names) <= MAX_CLASSES
   _require(distinct, "data.class_names", names, "2 to 255 different names, background first")
@@ -360,6 +364,12 @@ def check(config: ConfigDict) -> None:
   metrics = ["foreground_iou", "miou", "pixel_accuracy", *(f"iou/{name}" for name in names)]
   best = flat["train.best_metric"]
   _require(best in metrics, "train.best_metric", best, f"one of {', '.join(metrics)}")
+
+
+def _check_profile_steps(steps, num_steps):
+  whole = all(isinstance(step, int) for step in steps)
+  fits = not steps or (len(steps) == 2 and whole and 1 <= steps[0] <= steps[1] <= num_steps)
+  _require(fits, "train.profile_steps", steps, "() or (first, last), in 1 to train.num_steps")
 
 
 def _check_label_maps(flat):

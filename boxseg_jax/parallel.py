@@ -233,6 +233,22 @@ class Parallel:
         yield queue.popleft()
     yield from queue
 
+  def peak_memory(self) -> dict[str, float]:
+    """The most memory that was in use at once so far, in GiB.
+
+    Returns:
+      "device_memory_gib", of the fullest device of this process; where devices do not tell, as
+      CPUs do not, "host_memory_gib", the resident size of this process; {} where that is unknown
+      too (not on Linux and macOS).
+    """
+    local = [device for device in self.devices if device.process_index == self.process_index]
+    told = [device.memory_stats() or {} for device in local]
+    peaks = [stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats]
+    if peaks:
+      return {"device_memory_gib": max(peaks) / 2**30}
+    resident = _peak_resident_bytes()
+    return {} if resident is None else {"host_memory_gib": resident / 2**30}
+
   @property
   def replicated(self) -> NamedSharding:
     """The sharding of arrays of which every device has a copy."""
@@ -241,3 +257,12 @@ class Parallel:
   def replicate(self, tree):
     """Puts one copy of the pytree on every device."""
     return jax.device_put(tree, self.replicated)
+
+
+def _peak_resident_bytes() -> int | None:
+  try:
+    import resource
+  except ImportError:
+    return None
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else peak * 1024

@@ -1,5 +1,7 @@
 """One function over any number of devices, under pmap and under jit."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,21 @@ def test_batch_that_does_not_divide_is_refused():
 def test_unknown_kind_is_refused():
   with pytest.raises(InputError, match="'pmapp'"):
     Parallel("pmapp")
+
+
+class TestPeakMemory:
+  def test_of_the_process_where_devices_do_not_tell(self):
+    found = Parallel("jit").peak_memory()
+    assert list(found) == ["host_memory_gib"]
+    assert 0.05 < found["host_memory_gib"] < 500
+
+  def test_of_the_fullest_device_of_this_process(self):
+    parallel = Parallel("jit")
+    parallel.devices = [
+      SimpleNamespace(process_index=0, memory_stats=lambda p=peak: {"peak_bytes_in_use": p * 2**30})
+      for peak in (3, 5, 4)
+    ] + [SimpleNamespace(process_index=1, memory_stats=None)]  # others' cannot be asked
+    assert parallel.peak_memory() == {"device_memory_gib": 5.0}
 
 
 def test_visible_pixels_by_hand():

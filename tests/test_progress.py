@@ -89,6 +89,28 @@ def test_a_resumed_run_counts_its_own_steps_alone():
   assert progress.line() == "step 70/100  loss 0.2500  8.0 images/s  0:30 left"
 
 
+def test_waiting_for_batches_is_a_share_of_the_time_of_the_steps():
+  progress, clock = make_progress(io.StringIO(), device_count=4)
+
+  def feed():
+    for step in range(1, 12):
+      clock.now += 3 if step > 1 else 50  # shuffling starts
+      yield step
+
+  for step in progress.watch(feed()):
+    clock.now += 1 if step > 1 else 60  # compilation
+    progress.update(step, loss=1.0 if step in (6, 11) else None)
+    if step < 6:
+      assert all(map(math.isnan, progress.measured().values()))
+    with progress.paused():
+      clock.now += 1000  # evaluation
+  assert progress.measured() == {
+    "images_per_second": pytest.approx(2),
+    "images_per_second_per_device": pytest.approx(0.5),
+    "input_wait_share": pytest.approx(0.75),
+  }
+
+
 def test_a_log_file_gets_whole_lines_and_no_control_characters():
   stream = io.StringIO()
   progress, clock = make_progress(stream)

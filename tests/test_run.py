@@ -83,6 +83,15 @@ class TestWhatARunLeavesBehind:
     assert steps == [2, 4, 6]
     assert all(line["train/loss"] > 0 for line in lines if "train/loss" in line)
 
+  def test_every_line_of_the_log_has_speed_and_memory(self, finished):
+    _, workdir, _, _ = finished
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if "train/loss" in line):
+      rate, own = (line[f"train/images_per_second{of}"] for of in ("", "_per_device"))
+      assert own == pytest.approx(rate / jax.device_count())
+      assert 0 <= line["train/input_wait_share"] <= 1
+      assert line["train/host_memory_gib"] > 0.05  # CPUs do not tell of themselves
+
   def test_pictures_split_and_checkpoints(self, finished):
     _, workdir, _, lines = finished
     assert (workdir / "pictures" / "0000006.png").stat().st_size > 1000
@@ -130,6 +139,15 @@ class TestWhatARunLeavesBehind:
     lines = []
     assert loop.train(config, workdir, report=lines.append) == pytest.approx(named, nan_ok=True)
     assert any("step 6" in line for line in lines)
+
+
+def test_a_traced_run_becomes_the_same_and_may_be_traced_anew(finished, tmp_path):
+  _, workdir, _, _ = finished
+  loop.train(small(train__profile_steps=(3, 4)), tmp_path, report=lambda line: None)
+  (traced,) = (tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb")
+  assert traced.stat().st_size > 1000
+  assert_same_bits(last_state(small(), workdir), last_state(small(), tmp_path))
+  Run(small(train__profile_steps=(1, 2)), tmp_path, report=lambda line: None)  # not refused
 
 
 class TestGoingOn:

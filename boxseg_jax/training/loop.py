@@ -49,7 +49,12 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
       report(f"Going on from the checkpoint of step {start_step}.")
     state = run.restore(checkpoints, start_step) if start_step else run.first_state()
     writer.rewind(start_step)
-    progress = Progress(num_steps, batch_size=config.data.batch_size, start_step=start_step)
+    progress = Progress(
+      num_steps,
+      batch_size=config.data.batch_size,
+      device_count=run.parallel.device_count,
+      start_step=start_step,
+    )
     at_the_end.callback(progress.close)
 
     followed = bool(config.eval.pictures) and run.snapshots.follows_boxes
@@ -58,10 +63,11 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
     if start_step < num_steps:
       at_the_end.enter_context(origin.noted(run.notes, start_step))
 
-    train_step = run.train_step()
+    train_step = at_the_end.enter_context(run.traced_train_step(start_step))
     window = Window()
     results = None
-    for step, batch in enumerate(run.batches(start_step), start=start_step + 1):
+    batches = progress.watch(run.batches(start_step))
+    for step, batch in enumerate(batches, start=start_step + 1):
       state, metrics = train_step(state, batch)
       window.add(step, metrics)
       progress.update(step)
@@ -74,7 +80,7 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
         logged = window.close()
         progress.update(step, loss=logged["loss"], iou=logged["mask_iou"])
         logged["learning_rate"] = float(run.schedule(step - 1))
-        logged["images_per_second"] = progress.images_per_second
+        logged |= progress.measured() | run.parallel.peak_memory()
         writer.write(step, {f"train/{name}": value for name, value in logged.items()})
 
       if evaluating:

@@ -5,7 +5,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 _WINDOW = 20  # intervals the rate is taken over: steady, yet follows a machine that slows down
@@ -18,7 +18,8 @@ class Progress:
   """Shows step, loss, IoU so far, images per second and the time left.
 
   The rate leaves out compilation (everything before the first `update`) and what is run under
-  `paused`; the time left is that of the training steps alone.
+  `paused`; the time left is that of the training steps alone. Time spent on waiting for batches is
+  known of those that come through `watch`.
   """
 
   def __init__(
@@ -27,6 +28,7 @@ class Progress:
     stream: TextIO | None = None,
     *,
     batch_size: int,
+    device_count: int = 1,
     start_step: int = 0,
     clock: Callable[[], float] = time.monotonic,
   ):
@@ -36,6 +38,7 @@ class Progress:
       total_steps: of the whole run.
       stream: where to write; None = standard output. A terminal gets the live line.
       batch_size: images per step, over all devices.
+      device_count: how many devices these are.
       start_step: steps done by the runs that this one resumes.
       clock: seconds.
     """
@@ -43,10 +46,12 @@ class Progress:
     self._stream = sys.stdout if stream is None else stream
     self._live = self._stream.isatty()
     self._batch_size = batch_size
+    self._device_count = device_count
     self._clock = clock
     self._step = start_step
     self._values: dict[str, float] = {}
-    self._intervals = collections.deque(maxlen=_WINDOW)  # (steps, seconds)
+    self._intervals = collections.deque(maxlen=_WINDOW)  # (steps, seconds, waited)
+    self._waited = 0.0  # seconds since the mark
     self._mark: tuple[int, float] | None = None  # step and time at which the next one begins
     self._drawn = ""
     self._drawn_at = -math.inf
@@ -65,16 +70,24 @@ class Progress:
     if iou is not None and not math.isnan(iou):
       self._values["IoU"] = iou
     if self._mark is None:
-      self._mark = (step, self._clock())  # compiled by now
+      self._mark, self._waited = (step, self._clock()), 0.0  # compiled by now
     elif loss is not None and step > self._mark[0]:
       # Only a fetched loss proves that the steps are done, not just on their way.
       now = self._clock()
-      self._intervals.append((step - self._mark[0], now - self._mark[1]))
-      self._mark = (step, now)
+      self._intervals.append((step - self._mark[0], now - self._mark[1], self._waited))
+      self._mark, self._waited = (step, now), 0.0
     if self._live:
       self._draw(at_once=loss is not None)
     elif loss is not None:
       print(self.line(), file=self._stream, flush=True)
+
+  def watch(self, batches: Iterable) -> Iterator:
+    """Passes batches on; the time until each is there counts as waiting."""
+    begin = self._clock()
+    for batch in batches:
+      self._waited += self._clock() - begin
+      yield batch
+      begin = self._clock()
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -95,9 +108,28 @@ class Progress:
   @property
   def images_per_second(self) -> float:
     """Rate over the recent steps; NaN as long as there is none."""
-    steps = sum(steps for steps, _ in self._intervals)
-    seconds = sum(seconds for _, seconds in self._intervals)
+    steps, seconds, _ = self._recently()
     return steps * self._batch_size / seconds if seconds > 0 else math.nan
+
+  def measured(self) -> dict[str, float]:
+    """What the log says of speed, over the recent steps; NaN as long as there is none.
+
+    Returns:
+      "images_per_second", of all devices; "images_per_second_per_device"; "input_wait_share" in
+      [0, 1], of the time in which the loop waited for its next batch. The devices may be at work
+      on what they have meanwhile, so they lose that share at most.
+    """
+    _, seconds, waited = self._recently()
+    rate = self.images_per_second
+    return {
+      "images_per_second": rate,
+      "images_per_second_per_device": rate / self._device_count,
+      "input_wait_share": waited / seconds if seconds > 0 else math.nan,
+    }
+
+  def _recently(self):
+    """(steps, seconds, seconds waited) of the recent steps."""
+    return tuple(map(sum, zip(*self._intervals, strict=True))) or (0, 0.0, 0.0)
 
   def line(self) -> str:
     """What is on show, at most 79 characters."""

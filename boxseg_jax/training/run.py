@@ -14,11 +14,12 @@ from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import evaluate
 from boxseg_jax.files import write_json
 from boxseg_jax.parallel import Parallel
-from boxseg_jax.training import build, saved
+from boxseg_jax.training import build, saved, trace
 from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.snapshots import Snapshots
 
-_OF_NO_RUN = ("study.", "predict.", "label.", "export.")  # parts of the configuration
+# Parts of the configuration that change nothing in what a run becomes.
+_OF_NO_RUN = ("study.", "predict.", "label.", "export.", "train.profile_steps")
 
 
 class Run:
@@ -111,6 +112,12 @@ class Run:
       self.config, self.model, self.optimizer, self.settings, self.parallel
     )
 
+  def traced_train_step(self, start_step: int):
+    """Context of `train_step`; the first process writes `train.profile_steps` to `profile/`."""
+    steps = () if self.parallel.process_index else tuple(self.config.train.profile_steps)
+    folder = self.workdir / "profile"
+    return trace.traced(self.train_step(), folder, steps, start_step=start_step)
+
   def batches(self, start_step: int):
     """Training batches on the devices, from a step on; see `training_set.training_batches`."""
     batches = training_set.training_batches(
@@ -174,5 +181,5 @@ def refuse_other_configuration(config: ConfigDict, workdir: Path) -> None:
 
 
 def _of_one_run(flat):
-  """Without what says which runs a study has, and how a trained network is used."""
+  """Without what says which runs a study has, how one is watched, and a trained network used."""
   return {key: value for key, value in flat.items() if not key.startswith(_OF_NO_RUN)}
