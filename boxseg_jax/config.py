@@ -255,7 +255,7 @@ def _study():
 
 
 def _use():
-  # What a trained network is used for.
+  # What a trained network is used for, and how a training is measured.
   return {
     # --mode=predict; windows as in `eval`.
     "predict": {
@@ -286,10 +286,14 @@ def _use():
       # Empty = never. One that does not exist yet is made private.
       "repository": "",
     },
+    # --mode=benchmark: steps that are timed at once, and how often; the best time counts.
+    "benchmark": {"steps": 20, "repeats": 3},
   }
 
 
 _AT_LEAST_ONE = (
+  "benchmark.steps",
+  "benchmark.repeats",
   "data.batch_size",
   "data.workers",
   "eval.batch_size",

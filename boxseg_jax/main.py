@@ -9,7 +9,8 @@ from ml_collections import config_flags
 
 from boxseg_jax.errors import InputError, ToldError
 
-MODES = ("train", "evaluate", "study", "check_data", "predict", "label", "export", "report")
+MODES = ("train", "evaluate", "study", "benchmark", "check_data")
+MODES += ("predict", "label", "export", "report")
 
 
 def run() -> None:
@@ -58,7 +59,7 @@ def _main(argv) -> None:
   del argv
   # Imported late, so that a misspelt flag is told at once.
   from boxseg_jax import parallel
-  from boxseg_jax.apps import check_data, export, label, predict, report, results, study
+  from boxseg_jax.apps import benchmark, check_data, export, label, predict, report, results, study
   from boxseg_jax.training import loop
 
   values = flags.FLAGS
@@ -67,7 +68,8 @@ def _main(argv) -> None:
   runs = {"train": loop.train, "evaluate": results.evaluate_run}
   if values.distributed and values.mode not in runs:
     raise InputError(f"--distributed is for the modes {', '.join(runs)}, not for {values.mode}")
-  runs |= {"study": study.run, "check_data": check_data.run, "report": report.run}
+  runs |= {"study": study.run, "benchmark": benchmark.run}
+  runs |= {"check_data": check_data.run, "report": report.run}
   runs |= {"export": partial(export.run, to=values.to), "label": partial(label.run, to=values.to)}
   runs |= {"predict": partial(predict.run, images=values.images, to=values.to)}
   parallel.start(values.compilation_cache, distributed=values.distributed)

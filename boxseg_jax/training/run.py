@@ -19,7 +19,7 @@ from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.snapshots import Snapshots
 
 # Parts of the configuration that change nothing in what a run becomes.
-_OF_NO_RUN = ("study.", "predict.", "label.", "export.", "train.profile_steps")
+_OF_NO_RUN = ("study.", "benchmark.", "predict.", "label.", "export.", "train.profile_steps")
 
 
 class Run:
