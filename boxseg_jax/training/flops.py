@@ -12,6 +12,7 @@ import math
 import jax
 import numpy as np
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 # Dense peaks in FLOP/s of one JAX device, without sparsity, by `device_kind`: (bfloat16, float32).
 # float32 is what convolutions of float32 arrays are computed in by default: TF32 on NVIDIA since
@@ -72,8 +73,13 @@ def count(jaxpr) -> int:
 
 
 def of_function(function, *arguments) -> int:
-  """`count` of what a function computes of arguments like these; nothing is run."""
-  return count(jax.make_jaxpr(function)(*arguments))
+  """`count` of what a function computes of arguments like these; nothing is run.
+
+  What no result needs, such as the gradient of the image, is not counted: XLA leaves it out.
+  """
+  traced = jax.make_jaxpr(function)(*arguments).jaxpr
+  needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+  return count(needed)
 
 
 def _of_equation(equation) -> int:
