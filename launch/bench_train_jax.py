@@ -128,18 +128,20 @@ def measure(row):
   timings = {"device": stepper.on_device, "host": lambda: _from_host(config, parallel, stepper)}
   seconds = speed.take_turns(timings, row["repeats"])
   program, kind = stepper.program, devices[0].device_kind
+  rates = benchmark.flop_rates(program.flops, seconds["device"][0], kind, row["dtype"])
+  missing = rates.pop("left_out")
   found = {
     "device": kind,
     "versions": {k: v for k, v in origin.here().items() if k not in ("command", "device")},
     "how": "XLA",
-    "note": "",
+    "note": "; ".join(f"{name} left out: {why}" for name, why in missing.items()),
     "parameters": parameters,
     "seconds_per_step": seconds["device"][0],
     "slowest_seconds_per_step": seconds["device"][-1],
     "seconds_per_step_from_host": seconds["host"][0],
     "first_step_seconds": program.trace_seconds + program.compile_seconds,
     "memory_bytes": peak or program.memory_bytes,
-    **benchmark.flop_rates(program.flops, seconds["device"][0], kind, row["dtype"]),
+    **rates,
     "xla_flops_per_step": program.xla_flops,
   }
   if row["method"]:

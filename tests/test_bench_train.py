@@ -53,7 +53,7 @@ def test_ours_and_what_is_left_out(tmp_path):
   hidden = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
   options = [*TINY, "--frameworks", "jax", "torch", "smp", f"--to={tmp_path / 'new' / 'train'}"]
   done = bench(*options, PYTHONPATH=hidden)
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 0, done.stdout + done.stderr
   content = json.loads((tmp_path / "new" / "train.json").read_text())
   (ours,) = content["rows"]
   assert ours["images_per_second"] * ours["seconds_per_step"] == pytest.approx(2)
@@ -69,6 +69,7 @@ def test_ours_and_what_is_left_out(tmp_path):
   }
   assert all("hidden from this test" in why for why in content["left_out"].values())
   assert content["device"] == "cpu" and {"python", "jax"} <= content["versions"].keys()
+  assert "jax unet-conv 32x32 float32: utilisation left out: " in done.stdout
   assert "| unet-conv 32x32 | float32 | 2 | jax (XLA) |" in done.stdout
   assert (tmp_path / "new" / "train.md").read_text() in done.stdout
 
