@@ -180,7 +180,7 @@ def method_table(rows):
   """Markdown of what our own training step is made of; "" where it was not asked for."""
   lines = []
   for row in rows:
-    for case in row.get("method", {}) and row["method"]["cases"]:
+    for case in row.get("taken_apart", {"cases": []})["cases"]:
       lines.append(
         f"| {_case(row)} | {case['step']} | {1e3 * case['seconds']:.4g} "
         f"| {case['over_cross_entropy']:+.1%} |"
