@@ -55,8 +55,7 @@ def _define_flags() -> None:
   flags.DEFINE_bool("distributed", False, "One of several processes of a job (train, evaluate).")
 
 
-def _main(argv) -> None:
-  del argv
+def _main(_) -> None:
   # Imported late, so that a misspelt flag is told at once.
   from boxseg_jax import parallel
   from boxseg_jax.apps import benchmark, check_data, export, label, predict, report, results, study
