@@ -73,16 +73,26 @@ def _object_priors(batch, settings: LossSettings):
 
 
 def _seen(model, variables, batch, boxes, settings: LossSettings):
-  """(`Outputs` of the network, logits [batch, height, width, K] of it and its teacher)."""
+  """(`Outputs` of the network, `_unweighted` logits of it and its teacher)."""
   image = batch["image"]
   if settings.teacher != "boxes":
     outputs = model.apply(variables, image, train=False)
-    return outputs, outputs.logits
+    return outputs, _unweighted(outputs.logits, settings)
   maps = objective.read_box_maps(batch, boxes)
   outputs, logits = model.apply(variables, image, maps, train=False, method="with_teacher")
   if settings.bootstrap == "posterior":  # what either knows: the geometric mean of both
     logits = (logits + outputs.logits) / 2.0
-  return outputs, logits
+  return outputs, _unweighted(logits, settings)
+
+
+def _unweighted(logits, settings: LossSettings):
+  """Class logits [batch, height, width, num_classes] as they were, had the loss not weighted.
+
+  A class of weight w is predicted with w times its odds. Were targets made of that, the loss would
+  weight them once more, and each round of bootstrapping make objects of rare classes fatter.
+  """
+  weights = jnp.asarray(settings.class_weights, jnp.float32)
+  return uncertainty.class_logits(logits) - jnp.log(weights)
 
 
 def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, strength):
@@ -106,7 +116,7 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
     fill = partial(objective.fill_boxes, batch=batch, bands=settings.box_priors.fill_bands)
   target = bootstrap.targets(
     settings.bootstrap,
-    uncertainty.class_logits(logits),
+    logits,
     outputs.sigma,
     boxes,
     strength=strength,
@@ -356,7 +366,6 @@ def make_evidence_fn(model, settings: LossSettings) -> Callable:
   def evidence(variables, batch):
     boxes = objective.read_boxes(batch, settings.num_classes)
     outputs, logits = _seen(model, variables, batch, boxes, settings)
-    weighted = jnp.log(jnp.asarray(settings.class_weights, jnp.float32))
-    return tuple(uncertainty.class_logits(x) - weighted for x in (logits, outputs.logits))
+    return logits, _unweighted(outputs.logits, settings)
 
   return evidence
