@@ -132,10 +132,9 @@ class TestPyTorch:
   def test_networks_have_our_parameters_and_sizes(self, script, name, count):
     import torch
 
-    with torch.device("meta"):
-      network = script["NETWORKS"]["torch"][name](5)
-      shape = network(torch.zeros(2, 3, 70, 50)).shape
-    assert shape == (2, 5, 70, 50)
+    torch.set_num_threads(1)
+    network = script["NETWORKS"]["torch"][name](5)
+    assert network(torch.zeros(2, 3, 38, 26)).shape == (2, 5, 38, 26)
     assert sum(parameter.numel() for parameter in network.parameters()) == count
 
   def test_a_row(self, script, tmp_path):
