@@ -58,7 +58,7 @@ def test_all_of_it_runs(name, tmp_path, monkeypatch):
   lines = "\n".join(f"{key} = {value!r}" for key, value in small.items())
   notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(lines))
   nbclient.NotebookClient(
-    notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
   ).execute()
   code = [cell for cell in notebook.cells if cell.cell_type == "code"]
   assert all(cell.execution_count for cell in code)
