@@ -30,6 +30,7 @@ NETWORKS = {
   "deeplabv3plus-r50": {"name": "deeplabv3plus", "encoder.name": "resnet50"},
 }
 _BOXES = 8  # per image
+_OF_PARENT = ("command", "device", "host cores")  # told once, for all rows
 _HOST_BATCHES, _WARM_UP, _BEYOND = 4, 4, 4
 
 
@@ -132,7 +133,7 @@ def measure(row):
   missing = rates.pop("left_out")
   found = {
     "device": kind,
-    "versions": {k: v for k, v in origin.here().items() if k not in ("command", "device")},
+    "versions": {k: v for k, v in origin.here().items() if k not in _OF_PARENT},
     "how": "XLA",
     "note": "; ".join(f"{name} left out: {why}" for name, why in missing.items()),
     "parameters": parameters,
