@@ -242,10 +242,9 @@ class Parallel:
       too (not on Linux and macOS).
     """
     local = [device for device in self.devices if device.process_index == self.process_index]
-    told = [device.memory_stats() or {} for device in local]
-    peaks = [stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats]
-    if peaks:
-      return {"device_memory_gib": max(peaks) / 2**30}
+    peak = device_peak_bytes(local)
+    if peak is not None:
+      return {"device_memory_gib": peak / 2**30}
     resident = _peak_resident_bytes()
     return {} if resident is None else {"host_memory_gib": resident / 2**30}
 
@@ -257,6 +256,12 @@ class Parallel:
   def replicate(self, tree):
     """Puts one copy of the pytree on every device."""
     return jax.device_put(tree, self.replicated)
+
+
+def device_peak_bytes(devices: Iterable) -> int | None:
+  """The most that any of the devices has held so far; None where they do not tell (CPUs)."""
+  told = [device.memory_stats() or {} for device in devices]
+  return max((one["peak_bytes_in_use"] for one in told if "peak_bytes_in_use" in one), default=None)
 
 
 def _peak_resident_bytes() -> int | None:

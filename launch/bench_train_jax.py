@@ -19,7 +19,7 @@ from boxseg_jax import config as configuration
 from boxseg_jax.apps import benchmark
 from boxseg_jax.data.box_priors import box_priors
 from boxseg_jax.data.order import mask_images_per_batch
-from boxseg_jax.parallel import AXIS, Parallel
+from boxseg_jax.parallel import AXIS, Parallel, device_peak_bytes
 from boxseg_jax.training import build, origin, speed
 from boxseg_jax.training.state import TrainState
 
@@ -125,7 +125,7 @@ def measure(row):
   of_data["box_priors"] = box_priors([], num_classes)
   stepper, parameters = _plain(config, parallel, of_data)
   stepper.on_device()
-  peak = speed.peak_bytes(devices)
+  peak = device_peak_bytes(devices)
   timings = {"device": stepper.on_device, "host": lambda: _from_host(config, parallel, stepper)}
   seconds = speed.take_turns(timings, row["repeats"])
   program, kind = stepper.program, devices[0].device_kind

@@ -8,14 +8,11 @@ from functools import partial
 import jax
 import pytest
 from conftest import ROOT
-from test_step import CANVAS, a_batch, a_model, settings
+from test_step import CANVAS, a_batch, a_model, a_step, settings
 
-from boxseg_jax import augment
-from boxseg_jax.parallel import AXIS, KINDS, Parallel
+from boxseg_jax.parallel import KINDS, Parallel
 from boxseg_jax.training import build
-from boxseg_jax.training import optimizer as optimizers
 from boxseg_jax.training.state import create_state
-from boxseg_jax.training.step import make_train_step
 
 scaling = runpy.run_path(str(ROOT / "launch" / "scaling.py"))
 COLLECTIVES = ("all_gather", "all_to_all", "collective_permute", "reduce_scatter")
@@ -24,24 +21,7 @@ COLLECTIVES = ("all_gather", "all_to_all", "collective_permute", "reduce_scatter
 def lowered(kind, devices, *, norm="batch", **changes):
   """(the training step, lowered; shapes of its state)."""
   parallel, model = Parallel(kind, jax.devices()[:devices]), a_model(norm)
-  optimizer = optimizers.make_optimizer(
-    "sgd",
-    schedule=lambda step: 0.02,
-    weight_decay=0.0,
-    momentum=0.9,
-    clip_norm=1.0,
-    encoder_rate=1.0,
-  )
-  step = make_train_step(
-    model,
-    optimizer,
-    partial(augment.augment, geometry=augment.Geometry(), photometry=augment.Photometry()),
-    settings(**changes),
-    ema_decay=0.9,
-    seed=0,
-    accumulate=1,
-    axis_name=AXIS,
-  )
+  step, optimizer = a_step(model, clip_norm=1.0, **changes)
   init = partial(build.init, model, CANVAS, settings(**changes))
   state = jax.eval_shape(
     lambda key: create_state(init(key), optimizer=optimizer), jax.random.key(0)

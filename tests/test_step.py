@@ -67,16 +67,14 @@ def first_variables(model):
   return model.init(jax.random.key(0), image, maps, train=False, method="with_teacher")
 
 
-def train(kind="pmap", devices=1, steps=2, norm="batch", accumulate=1, batches=None, **changes):
-  """A few steps of SGD, which shows differences in gradients undamped; (params, metrics)."""
-  parallel = Parallel(kind, jax.devices()[:devices])
-  model = a_model(norm)
+def a_step(model, *, clip_norm=0.0, accumulate=1, **changes):
+  """(training step, optimizer): SGD, which shows differences in gradients undamped."""
   optimizer = optimizers.make_optimizer(
     "sgd",
     schedule=lambda step: 0.02,
     weight_decay=1e-3,
     momentum=0.9,
-    clip_norm=0.0,
+    clip_norm=clip_norm,
     encoder_rate=1.0,
   )
   step = make_train_step(
@@ -89,6 +87,14 @@ def train(kind="pmap", devices=1, steps=2, norm="batch", accumulate=1, batches=N
     accumulate=accumulate,
     axis_name=AXIS,
   )
+  return step, optimizer
+
+
+def train(kind="pmap", devices=1, steps=2, norm="batch", accumulate=1, batches=None, **changes):
+  """A few steps; (params, metrics)."""
+  parallel = Parallel(kind, jax.devices()[:devices])
+  model = a_model(norm)
+  step, optimizer = a_step(model, accumulate=accumulate, **changes)
   state = parallel.replicate(create_state(first_variables(model), optimizer=optimizer))
   run = parallel.compile(step, donate_state=True)
   history = []

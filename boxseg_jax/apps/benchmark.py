@@ -11,7 +11,7 @@ from boxseg_jax import config as configuration
 from boxseg_jax.apps import tables
 from boxseg_jax.data import training_set
 from boxseg_jax.files import write_json
-from boxseg_jax.parallel import Parallel
+from boxseg_jax.parallel import Parallel, device_peak_bytes
 from boxseg_jax.training import build, flops, origin, speed
 from boxseg_jax.training.step import LossSettings
 
@@ -115,7 +115,7 @@ class Bench:
     self.configured = self._stepper(self.cases[-1])
     self.configured.on_device(self.cases[-1].step)
     # Asked for before any other program has run, since devices tell of the whole process.
-    self._peak_bytes = speed.peak_bytes(jax.local_devices())
+    self._peak_bytes = device_peak_bytes(jax.local_devices())
 
   def _stepper(self, case: Case) -> speed.Stepper:
     config, parallel = self.config, self.parallel

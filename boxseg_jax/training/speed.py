@@ -79,14 +79,6 @@ def _without_cache():
     compilation_cache.reset_cache()
 
 
-def peak_bytes(devices: Iterable) -> int | None:
-  """The most that any of the devices has held so far; None where they do not tell (CPUs)."""
-  stats = [device.memory_stats() or {} for device in devices]
-  return max(
-    (one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one), default=None
-  )
-
-
 def run_steps(run: Callable, state, batches: Iterable) -> tuple[Any, float]:
   """Takes a step for each batch, and waits for its metrics while the next one is under way.
 
