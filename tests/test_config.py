@@ -257,3 +257,10 @@ def test_wrong_values_are_named(key, value, words):
     configuration.check(config)
     build.make_model(config)
     build.make_optimizer(config)
+
+
+def test_a_network_without_encoder_takes_no_weights_of_one():
+  config = configuration.get_config()
+  config.model.name, config.model.encoder.weights = "erfnet", "weights.safetensors"
+  with pytest.raises(InputError, match=r"model.encoder.weights is 'weights.safetensors', but erf"):
+    build.make_model(config)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import augment, models
 from boxseg_jax import config as configuration
+from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import evaluate
 from boxseg_jax.models import pretrained
 from boxseg_jax.parallel import AXIS, Parallel
@@ -27,8 +28,14 @@ def model_options(config: ConfigDict) -> dict:
     options["output_stride"] = config.model.output_stride
   if config.model.name != "erfnet":
     options["encoder"] = config.model.encoder.name
-  if config.model.encoder.weights:
-    options |= pretrained.read_metadata(config.model.encoder.weights)
+  weights = config.model.encoder.weights
+  if weights and "encoder" not in options:
+    raise InputError(
+      f"config.model.encoder.weights is {weights!r}, but {config.model.name} has no encoder "
+      "that could be pretrained; set it to ''"
+    )
+  if weights:
+    options |= pretrained.read_metadata(weights)
   return options
 
 
