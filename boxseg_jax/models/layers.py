@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from boxseg_jax.batch import IMAGE_MEAN
+from boxseg_jax.models.batch_norm import BatchNorm
 from boxseg_jax.models.kernel_gradient import convolve, multiply
 
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -58,14 +59,8 @@ def normalise(x, style: Style, train: bool, *, name: str):
   if style.norm == "group":
     groups = group_count(x.shape[-1])
     return nn.GroupNorm(groups, epsilon=style.epsilon, dtype=style.dtype, name=name)(x)
-  return nn.BatchNorm(
-    use_running_average=not train,
-    momentum=BATCH_NORM_MOMENTUM,
-    epsilon=style.epsilon,
-    dtype=style.dtype,
-    axis_name=style.axis_name,
-    name=name,
-  )(x)
+  norm = BatchNorm(BATCH_NORM_MOMENTUM, style.epsilon, style.dtype, style.axis_name, name=name)
+  return norm(x, train)
 
 
 class Pointwise(nn.Module):
