@@ -34,10 +34,41 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-  """`write_bytes` of a text in UTF-8."""
-  write_bytes(path, text.encode())
+  """`write_bytes` of a text in UTF-8; halves of characters, which it cannot hold, are spelt out."""
+  write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any) -> None:
   """`write_text` of a value as JSON."""
   write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path, *, kind: type = dict) -> Any:
+  """Reads a file of JSON that may have been damaged, or made to do harm.
+
+  Args:
+    path: of the file.
+    kind: of the whole: dict or list.
+
+  Returns:
+    What it holds, of that kind.
+
+  Raises:
+    InputError: no such file, not readable, or something else in it.
+  """
+  try:
+    text = Path(path).read_text(encoding="utf-8")
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read ({error})") from error
+  return parse_json(str(path), text, kind=kind)
+
+
+def parse_json(where: str, text: str, *, kind: type = dict) -> Any:
+  """`read_json` of a text; `where` begins the message."""
+  try:
+    content = json.loads(text)
+  except (ValueError, RecursionError) as error:  # nested too deep
+    raise InputError(f"{where}: cannot be read as JSON ({error})") from error
+  if not isinstance(content, kind):
+    raise InputError(f"{where}: is damaged: it is no {kind.__name__} of JSON")
+  return content

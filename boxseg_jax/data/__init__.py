@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from boxseg_jax.data.records import Record
+from boxseg_jax.data.records import Record, require_inside
 from boxseg_jax.errors import InputError
 
 
@@ -41,7 +41,8 @@ def load_records(config_data: ConfigDict, split: str) -> list[Record]:
     boxes).
 
   Raises:
-    InputError: unknown source, or what the source finds wrong.
+    InputError: unknown source, an image whose name leads out of a folder, or what the source
+      finds wrong.
   """
   if config_data.source not in _SOURCES:
     raise InputError(
@@ -50,11 +51,18 @@ def load_records(config_data: ConfigDict, split: str) -> list[Record]:
   load = _SOURCES[config_data.source]
   sliced = re.fullmatch(r"(.+)\[(\d*):(\d*)\]", split)
   if sliced is None or config_data.source == "tfds":  # which slices by itself
-    return load(config_data, split)
+    return _checked(load(config_data, split))
   name, start, stop = sliced.groups()
-  records = load(config_data, name)[int(start or 0) : int(stop) if stop else None]
+  records = _checked(load(config_data, name))[int(start or 0) : int(stop) if stop else None]
   if not records:
     raise InputError(f"data: the split {split!r} holds no image")
+  return records
+
+
+def _checked(records: list[Record]) -> list[Record]:
+  """Whatever the source: results are named like the images, and stay in the folder for them."""
+  for record in records:
+    require_inside(record.source, record.image_id)
   return records
 
 

@@ -74,6 +74,12 @@ def usable(records: Sequence[Record], facts: Sequence[Facts]) -> list[Record]:
 
 def _look(num_classes: int, record: Record) -> Facts:
   """Everything about one record."""
+  # Boxes may have any numbers: the difference of infinite ones is none, and is told as such.
+  with np.errstate(invalid="ignore", over="ignore"):
+    return _seen(num_classes, record)
+
+
+def _seen(num_classes: int, record: Record) -> Facts:
   faults = _box_faults(record)
   problems = _box_problems(num_classes, record, faults)
   digest = _asked(problems, lambda: _read_digest(record))

@@ -157,13 +157,18 @@ def draw_instances(path: str) -> np.ndarray:
   """
   try:
     content = json.loads(Path(path).read_text(encoding="utf-8"))
-    canvas = Image.new("I", (content["imgWidth"], content["imgHeight"]), 0)
+    size = (content["imgHeight"], content["imgWidth"])
+    images.require_possible_size(f"{path}: the image", size)
+    canvas = Image.new("I", size[::-1], 0)
     counts = Counter()
     for one in (one for one in content["objects"] if not one.get("deleted")):
       value = _instance_value(path, one["label"], counts)
+      images.require_near(path, one["polygon"], size)
       if value >= 0:
         ImageDraw.Draw(canvas).polygon([tuple(point) for point in one["polygon"]], fill=value)
-  except (OSError, ValueError, TypeError, KeyError) as error:
+  except InputError:
+    raise
+  except Exception as error:  # whatever is where something else should be
     raise InputError(f"{path}: cannot be read as polygons ({error})") from error
   return np.asarray(canvas)
 

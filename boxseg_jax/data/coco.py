@@ -6,6 +6,7 @@ annotation without one is a box only, and then its image is a box image. So file
 that give masks of some images and boxes of others are read as they are.
 """
 
+import reprlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from boxseg_jax.batch import VOID
 from boxseg_jax.data import images, instances
 from boxseg_jax.data.records import Record
 from boxseg_jax.errors import InputError
+
+_LONGEST = 2_000_000  # pixels around a polygon, of which each takes pycocotools 100 bytes
 
 
 class Region(NamedTuple):
@@ -114,32 +117,58 @@ def _rectangle(box: Sequence[float]) -> list[float]:
   return [x, y, x + w, y, x + w, y + h, x, y + h]
 
 
+def checked_code(where: str, size: tuple[int, int], segmentation: Any) -> dict[str, Any]:
+  """A mask of a file as pycocotools may be given it, which trusts whatever it is given.
+
+  Args:
+    where: begins the message.
+    size: (height, width) of the image in pixels.
+    segmentation: any of COCO's three kinds of mask.
+
+  Returns:
+    {"size", "counts"}, the counts as compressed bytes.
+
+  Raises:
+    InputError: no mask of this size.
+  """
+  counts = _counts(where, size, segmentation).tolist()
+  return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+
+
 def _region_runs(where: str, size: tuple[int, int], region: Region) -> tuple[list, list]:
-  """Starts and ends of an object's runs of pixels, from any of COCO's three kinds of mask."""
-  code = region.segmentation
+  """Starts and ends of an object's runs of pixels."""
+  counts = _counts(where, size, region.segmentation)
+  bounds = np.append(np.cumsum(counts), counts.sum())
+  return bounds[:-1:2], bounds[1::2]
+
+
+def _counts(where: str, size: tuple[int, int], code: Any) -> np.ndarray:
+  """Lengths of background and object by turns, from any of COCO's three kinds of mask."""
   try:
     if isinstance(code, list):
       _require_polygons(where, size, code)
       code = coco_mask.merge(coco_mask.frPyObjects(code, *size))
     if tuple(code["size"]) != tuple(size):
-      raise ValueError(f"its size is {code['size']}, the image's {list(size)}")
+      raise ValueError(f"its size is {reprlib.repr(code['size'])}, the image's {list(size)}")
     counts = code["counts"]
     if isinstance(counts, bytes | str):
       counts = decode_counts(counts)
     counts = np.asarray(counts, np.int64)
     if counts.ndim != 1:
       raise ValueError(f"its counts have {counts.ndim} dimensions, not one")
+    # Before they are added up: a sum beyond 64 bits could come out right.
+    if counts.size and not 0 <= counts.min() <= counts.max() <= size[0] * size[1]:
+      raise ValueError(f"its run lengths are {counts.min()} to {counts.max()}")
   except KeyError as error:
     raise InputError(f"{where}: the segmentation has no {error}") from error
   except (TypeError, ValueError, OverflowError) as error:
     raise InputError(f"{where}: the segmentation cannot be read: {error}") from error
-  if counts.min(initial=0) < 0 or counts.sum() != size[0] * size[1]:
+  if counts.sum() != size[0] * size[1]:
     raise InputError(
       f"{where}: the mask's run lengths add up to {counts.sum()} pixels, but the image of "
       f"{size[1]} x {size[0]} has {size[0] * size[1]}"
     )
-  bounds = np.append(np.cumsum(counts), counts.sum())
-  return bounds[:-1:2], bounds[1::2]
+  return counts
 
 
 def decode_counts(text: str | bytes) -> np.ndarray:
@@ -183,14 +212,15 @@ def _require_polygons(where: str, size: tuple[int, int], polygons: list) -> None
     # Four numbers would silently be taken for a box.
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
       raise InputError(
-        f"{where}: {polygon} is no polygon [x1, y1, x2, y2, x3, y3, ...] of at least three points"
+        f"{where}: {reprlib.repr(polygon)} is no polygon [x1, y1, x2, y2, x3, y3, ...] of at "
+        "least three points"
       )
-    points = np.asarray(polygon, np.float64).reshape(-1, 2)
     # pycocotools takes memory by the length of the edges, and as much as there is for infinity.
-    far = ~(np.abs(points) <= 2 * np.array(size[::-1])).all(axis=1)
-    if far.any():
-      x, y = points[far][0]
+    images.require_near(where, polygon, size)
+    points = np.asarray(polygon, np.float64).reshape(-1, 2)
+    length = np.abs(points - np.roll(points, 1, axis=0)).sum()
+    if length > _LONGEST:
       raise InputError(
-        f"{where}: the polygon's point ({x:g}, {y:g}) lies far outside of the image "
-        f"({size[1]} x {size[0]} pixels)"
+        f"{where}: a polygon of {len(points)} points is {length:.3g} pixels long, more than the "
+        f"{_LONGEST:,} that are drawn"
       )

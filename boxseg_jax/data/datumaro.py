@@ -11,6 +11,7 @@ An image is a mask image if every box of an object has a mask.
 """
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from pycocotools import mask as coco_mask
 from boxseg_jax.batch import BACKGROUND, VOID
 from boxseg_jax.data import cityscapes, coco, formats, images
 from boxseg_jax.data.instances import class_table, unknown_label
-from boxseg_jax.data.records import Record
+from boxseg_jax.data.records import Record, require_inside
 from boxseg_jax.errors import InputError
 
 _FITS = 0.5  # intersection over union; boxes of tools are loose, neighbours rarely reach it
@@ -77,10 +78,23 @@ def load(
   items, labels = _open(root, split, dataset_format)
   table = class_table(labels, class_names, label_names)
   items = sorted(items, key=lambda item: item.id)
+  for item in items:
+    _require_own(root, item)
   shapes = [_shapes(f"{root}: image {item.id}", item, table, class_names) for item in items]
   # In a set of boxes only, an image without objects is no mask image either.
   any_masks = any(shape.region for own in shapes for shape in own)
   return [_record(root, item, own, any_masks) for item, own in zip(items, shapes, strict=True)]
+
+
+def _require_own(root: str, item: Any) -> None:
+  """An image in the set's own folder, of a size that can be; told before anything is decoded."""
+  where = f"{root}: image {item.id}"
+  require_inside(where, str(item.id))
+  path = getattr(item.media, "path", None)
+  if path and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+    raise InputError(f"{where}: its photograph {path} lies outside of the data set's folder")
+  if getattr(item.media, "has_size", False):
+    images.require_possible_size(where, tuple(int(side) for side in item.media.size))
 
 
 def read_media(
@@ -200,6 +214,9 @@ def _shape(where: str, one: Any, kind: str, label: int, is_crowd: bool) -> Shape
 
 
 def _encoded(where: str, mask: Any) -> dict[str, Any]:
+  code = getattr(mask, "rle", None)
+  if isinstance(code, dict):  # decoded by `coco`, which checks it
+    return code
   try:
     return coco_mask.encode(np.asfortranarray(mask.image, dtype=np.uint8))
   except Exception as error:  # the file is read only now, by the format's reader

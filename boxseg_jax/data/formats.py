@@ -8,6 +8,8 @@
 import base64
 import io
 import json
+import os
+import reprlib
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -23,6 +25,7 @@ from boxseg_jax.errors import InputError
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _CORNERS = 9  # fields of a row of four corners
+_PIXEL_BYTES, _HEADER_BYTES = 8, 1 << 16  # of a PNG, at most
 _SPLITS = ("train", "val", "test")
 
 
@@ -64,8 +67,10 @@ def read_yolo(root: str, split: str, *, corners: str) -> tuple[list, list[str]]:
   content = _parsed(path, yaml.safe_load, yaml.YAMLError)
   names = content.get("names")
   names = dict(enumerate(names)) if isinstance(names, list) else names
-  if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
-    raise InputError(f'{path}: "names" is {names!r}, not the names of the classes by number')
+  if not isinstance(names, dict) or set(names) != set(range(len(names))):
+    raise InputError(
+      f'{path}: "names" is {reprlib.repr(names)}, not the names of the classes by number'
+    )
   photos = _photos(path, content, split)
   rows = [_rows(photo, len(names)) for photo in photos]
   lengths = {len(row) for own in rows for row in own if len(row) > 5}
@@ -109,7 +114,7 @@ def read_supervisely(root: str, split: str) -> tuple[list, list[str]]:
 def _parsed(path: Path, parse: Any, broken: type[Exception]) -> dict:
   try:
     content = parse(path.read_text(encoding="utf-8"))
-  except (OSError, UnicodeDecodeError, broken) as error:
+  except (OSError, ValueError, RecursionError, broken) as error:
     raise InputError(f"{path}: cannot be read ({error})") from error
   if not isinstance(content, dict):
     raise InputError(f"{path}: cannot be read (it holds no keys)")
@@ -132,14 +137,27 @@ def _photos(path: Path, content: dict, split: str) -> list[Path]:
 def _listed(path: Path, content: dict, name: str) -> list[Path]:
   root = path.parent
   # "path" is where the set lay when it was made, and Roboflow's folders are off by one level.
-  places = [root / str(content.get("path", "")) / name, root / name, root / name.lstrip("./")]
-  for place in places:
+  given = [root / str(content.get("path", "")) / name, root / name, root / name.lstrip("./")]
+  # Where the file leads out of the set's folder it is not followed.
+  for place in [place for place in map(_normal, given) if place.is_relative_to(_normal(root))]:
     if place.is_dir():
       return sorted(one for one in place.rglob("*") if one.suffix.lower() in _IMAGES)
     if place.is_file():
-      lines = place.read_text(encoding="utf-8").split("\n")
-      return [place.parent / line.strip() for line in lines if line.strip()]
-  raise InputError(f"{path}: there is no folder or list {name} ({places[0]})")
+      lines = place.read_text(encoding="utf-8", errors="replace").split("\n")
+      named = [_normal(place.parent / line.strip()) for line in lines if line.strip()]
+      return [_inside(place, root, one) for one in named]
+  raise InputError(f"{path}: there is no folder or list {name} in {root}")
+
+
+def _normal(path: Path) -> Path:
+  """Absolute, without ".."; links are left as they are."""
+  return Path(os.path.abspath(path))
+
+
+def _inside(source: Path, root: Path, photo: Path) -> Path:
+  if not photo.is_relative_to(_normal(root)):
+    raise InputError(f"{source}: {photo} lies outside of the data set's folder, {root}")
+  return root / photo.relative_to(_normal(root))
 
 
 def _rows(photo: Path, num_labels: int) -> list[list[float]]:
@@ -148,7 +166,7 @@ def _rows(photo: Path, num_labels: int) -> list[list[float]]:
   if "images" in parts:
     parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
   path = Path(*parts).with_suffix(".txt")
-  lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+  lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
   found = []
   for number, line in enumerate(lines, start=1):
     if not line.strip():
@@ -204,13 +222,14 @@ def _supervisely_item(path: Path, split: str, names: Sequence[str]) -> Any:
   content = _parsed(path, json.loads, ValueError)
   try:
     size = int(content["size"]["height"]), int(content["size"]["width"])
+    images.require_possible_size("the image", size)
     found = [
       _supervisely_object(datumaro, one, size, names.index(one["classTitle"]))
       for one in content["objects"]
     ]
   except KeyError as error:
     raise InputError(f"{path}: there is no {error}") from error
-  except (TypeError, ValueError, OSError, zlib.error) as error:
+  except Exception as error:  # whatever a broken bitmap makes its decoder raise
     raise InputError(f"{path}: an object cannot be read: {error}") from error
   photo = path.parents[1] / "img" / path.stem
   media = datumaro.Image.from_file(path=str(photo), size=size)
@@ -232,6 +251,8 @@ def _supervisely_object(datumaro: Any, one: dict, size: tuple[int, int], label: 
 
 def _drawn(points: dict, size: tuple[int, int]) -> np.ndarray:
   """A polygon with its holes, as the pixels that its corners name are in it."""
+  for ring in (points["exterior"], *points.get("interior", [])):
+    images.require_near("its corners", ring, size)
   canvas = Image.new("1", size[::-1])
   draw = ImageDraw.Draw(canvas)
   draw.polygon([tuple(point) for point in points["exterior"]], fill=1)
@@ -242,7 +263,12 @@ def _drawn(points: dict, size: tuple[int, int]) -> np.ndarray:
 
 def _pasted(bitmap: dict, size: tuple[int, int]) -> np.ndarray:
   """A bitmap, which covers a part of the image alone, at its place."""
-  with Image.open(io.BytesIO(zlib.decompress(base64.b64decode(bitmap["data"])))) as image:
+  # A bitmap of the image's size has no more than a few bytes for each pixel, packed or not.
+  unpacker, most = zlib.decompressobj(), _PIXEL_BYTES * size[0] * size[1] + _HEADER_BYTES
+  content = unpacker.decompress(base64.b64decode(bitmap["data"]), most)
+  if unpacker.unconsumed_tail:
+    raise ValueError(f"a bitmap has more than {most:,} bytes")
+  with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
     part = np.asarray(image.getchannel("A") if "A" in image.getbands() else image.convert("L")) > 0
   x, y = (int(number) for number in bitmap["origin"])
   height, width = part.shape

@@ -11,16 +11,18 @@ What a file may hold, and what is read:
 | several frames | the first |
 | more than 8 bits per channel | refused: which values are black and white is not known |
 | more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows | refused before it is decoded |
+| a format that is not in `FORMATS` | refused: EPS, for one, is a program, and Pillow runs it |
 
 Pillow refuses twice that number, 179 million pixels, and warns from once on; here an image
 of 100 million pixels is nothing to be warned of.
 """
 
 import contextlib
+import functools
 import io
 import re
-import struct
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -29,7 +31,9 @@ from boxseg_jax.errors import InputError
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+# By Pillow's names. What nobody keeps photographs in is left out: each is a decoder more that
+# a file made to do harm can be aimed at.
+FORMATS = ("JPEG", "PNG", "MPO", "TIFF", "WEBP", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
 _PHOTO = ("image file", "an image")
 _MAP = ("label map", "a label map")
 _INDEX_MODES = ("L", "P", "1")
@@ -62,7 +66,7 @@ def read_image(
   Where both have that size (a square, a half turn), it is turned.
 
   Args:
-    path: an image file of any format that Pillow knows, 8 bits per channel.
+    path: an image file in one of `FORMATS`, 8 bits per channel.
     size: (height, width) that the annotation gives, in pixels; None: any.
     at_least: (height, width) in pixels. A JPEG may then come back at 1/2, 1/4 or
       1/8 of its size, but not below this: decoding costs less.
@@ -184,12 +188,64 @@ def _read_channel(path, size, content, modes, wanted, as_mode=None) -> np.ndarra
 def _opened(path: str, content: bytes | None, names: tuple[str, str]):
   """The opened file, not decoded yet; what goes wrong until it is closed becomes an InputError."""
   try:
-    with Image.open(path if content is None else io.BytesIO(content)) as image:
+    with Image.open(path if content is None else io.BytesIO(content), formats=_known()) as image:
       yield image
+  except InputError:
+    raise
   except FileNotFoundError:
     raise InputError(f"{path}: no such {names[0]}") from None
-  except _UNREADABLE as error:
+  except Exception as error:  # decoders raise whatever a broken file makes them raise
     raise InputError(f"{path}: cannot be read as {names[1]} ({error})") from error
+
+
+@functools.cache
+def _known() -> tuple[str, ...]:
+  """Those of `FORMATS` that this Pillow can read; AVIF is new."""
+  Image.init()
+  return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def require_near(where: str, points: Any, size: tuple[int, int]) -> None:
+  """Refuses corners of which drawing could take any time and memory.
+
+  Args:
+    where: begins the message.
+    points: [n, 2], x and y in pixels.
+    size: (height, width) of the image in pixels.
+
+  Raises:
+    InputError: a corner that is far outside of the image, infinite or no number.
+    TypeError, ValueError, OverflowError: they are no numbers at all.
+  """
+  points = np.asarray(points, np.float64).reshape(-1, 2)
+  far = ~(np.abs(points) <= 2 * np.array(size[::-1])).all(axis=1)
+  if far.any():
+    x, y = points[far][0]
+    raise InputError(
+      f"{where}: the polygon's point ({x:g}, {y:g}) lies far outside of the image "
+      f"({size[1]} x {size[0]} pixels)"
+    )
+
+
+def require_possible_size(where: str, size: tuple[int, int]) -> None:
+  """Refuses sizes that no image here can have, before memory is taken for one.
+
+  Args:
+    where: begins the message.
+    size: (height, width) in pixels, as a file claims it.
+
+  Raises:
+    InputError: sides that are no whole numbers above 0, or more pixels than are decoded.
+  """
+  height, width = size
+  if not all(isinstance(side, int) and side > 0 for side in size):
+    raise InputError(f"{where} is {width} x {height} pixels (width x height)")
+  limit = Image.MAX_IMAGE_PIXELS  # None: whoever set it has no limit
+  if limit is not None and height * width > 2 * limit:
+    raise InputError(
+      f"{where} is {width} x {height} pixels (width x height), more than the "
+      f"{2 * limit:,} that are read"
+    )
 
 
 def _require_eight_bits(path: str, image: Image.Image) -> None:

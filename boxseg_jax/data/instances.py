@@ -7,6 +7,7 @@ in the file does not matter.
 
 import difflib
 import json
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,12 @@ from typing import Any
 import numpy as np
 
 from boxseg_jax.batch import VOID
+from boxseg_jax.data import images
+from boxseg_jax.data.records import require_inside
 from boxseg_jax.errors import InputError
+
+_SHOWN = 100  # characters of a category's name in a message
+_WHOLE = 2**53  # whole numbers beyond are no pixels, and JSON's may have any number of digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +57,14 @@ def read_instances(folder: Path, class_names: Sequence[str]) -> list[AnnotatedIm
   """
   path = folder / "instances.json"
   content = _load_json(path)
-  images = {}
+  listed = {}
   for entry in content["images"]:
-    images[entry["id"]] = _annotated_image(path, folder / "images", entry)
-  if len({image.name for image in images.values()}) < len(content["images"]):
+    listed[entry["id"]] = _annotated_image(path, folder / "images", entry)
+  if len({image.name for image in listed.values()}) < len(content["images"]):
     raise InputError(f"{path}: image {_first_twice(content['images'])} is listed twice")
   categories = {entry.get("id"): entry.get("name") for entry in content["categories"]}
   for entry in content["annotations"]:
-    image = images.get(entry.get("image_id"))
+    image = listed.get(entry.get("image_id"))
     if image is None:
       raise InputError(
         f"{path}: annotation {entry.get('id')} is of image_id {entry.get('image_id')}, "
@@ -67,11 +73,11 @@ def read_instances(folder: Path, class_names: Sequence[str]) -> list[AnnotatedIm
     where = f"{path}: image {image.name}: annotation {entry.get('id')}"
     _require_box(where, entry.get("bbox"))
     if entry.get("iscrowd") not in (None, 0, 1):  # the text "0" would be taken for true
-      raise InputError(f'{where}: "iscrowd" is {entry["iscrowd"]!r}, not 0 or 1')
+      raise InputError(f'{where}: "iscrowd" is {reprlib.repr(entry["iscrowd"])}, not 0 or 1')
     image.annotations.append(
       {**entry, "class": _class_of(where, entry.get("category_id"), categories, class_names)}
     )
-  return list(images.values())
+  return list(listed.values())
 
 
 def box_fields(image: AnnotatedImage) -> dict[str, Any]:
@@ -88,11 +94,14 @@ def box_fields(image: AnnotatedImage) -> dict[str, Any]:
   height, width = image.size
   pixels = np.array([a["bbox"] for a in image.annotations], np.float64).reshape(-1, 4)
   x, y, w, h = pixels.T
-  boxes = np.stack([y / height, x / width, (y + h) / height, (x + w) / width], axis=-1)
+  # Numbers too large become infinite and are told by `check`, as what lies outside of the image.
+  with np.errstate(over="ignore", invalid="ignore"):
+    boxes = np.stack([y / height, x / width, (y + h) / height, (x + w) / width], axis=-1)
+    boxes = boxes.astype(np.float32)
   classes = np.array([a["class"] for a in image.annotations], np.int32)
   crowd = np.array([bool(a.get("iscrowd", 0)) for a in image.annotations], bool)
   return {
-    "boxes": boxes.astype(np.float32),
+    "boxes": boxes,
     "box_classes": classes,
     "box_is_crowd": crowd,
     "classes": frozenset(classes[~crowd].tolist()),
@@ -149,7 +158,7 @@ def _load_json(path: Path) -> dict[str, list]:
       f"{path}: no such file; a split's folder holds instances.json and images/ "
       "(data.root, data.train_split and data.eval_split say where)"
     ) from None
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:  # nested too deep
     raise InputError(f"{path}: cannot be read as JSON ({error})") from error
   for key in ("images", "annotations", "categories"):
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -163,11 +172,12 @@ def _load_json(path: Path) -> dict[str, list]:
 def _require_entries(path: Path, key: str, entries: list) -> None:
   for number, entry in enumerate(entries):
     if not isinstance(entry, dict):
-      raise InputError(f'{path}: entry {number} of "{key}" is {entry!r}, not an object')
+      raise InputError(f'{path}: entry {number} of "{key}" is {reprlib.repr(entry)}, not an object')
     for name in ("id", "image_id", "category_id"):
       if not isinstance(entry.get(name), int | float | str | None):
         raise InputError(
-          f'{path}: "{name}" of entry {number} of "{key}" is {entry[name]!r}, not a number or name'
+          f'{path}: "{name}" of entry {number} of "{key}" is {reprlib.repr(entry[name])}, not a '
+          "number or name"
         )
 
 
@@ -177,12 +187,11 @@ def _annotated_image(path: Path, folder: Path, entry: dict) -> AnnotatedImage:
     name = entry.get("file_name", entry.get("id"))
     raise InputError(f'{path}: image {name} has no "{missing[0]}"')
   if not isinstance(entry["file_name"], str):
-    raise InputError(f'{path}: "file_name" of image {entry["id"]} is {entry["file_name"]!r}')
+    name = reprlib.repr(entry["file_name"])
+    raise InputError(f'{path}: "file_name" of image {entry["id"]} is {name}')
   size = (entry["height"], entry["width"])
-  if not all(isinstance(side, int) and side > 0 for side in size):
-    raise InputError(
-      f"{path}: image {entry['file_name']} is {size[1]} x {size[0]} pixels (width x height)"
-    )
+  require_inside(f'{path}: "file_name" of image {entry["id"]}', entry["file_name"])
+  images.require_possible_size(f"{path}: image {entry['file_name']}", size)
   return AnnotatedImage(entry["file_name"], str(folder / entry["file_name"]), size, [])
 
 
@@ -198,11 +207,17 @@ def _first_twice(entries: list[dict]) -> str:
 
 def _require_box(where: str, box: Any) -> None:
   if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-    raise InputError(f'{where}: "bbox" is {box}, not [x, y, width, height] in pixels')
+    raise InputError(f'{where}: "bbox" is {reprlib.repr(box)}, not [x, y, width, height] in pixels')
 
 
 def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool)
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return False
+  return isinstance(value, float) or abs(value) < _WHOLE
+
+
+def _shown(name: Any) -> str:
+  return name[:_SHOWN] if isinstance(name, str) else reprlib.repr(name)
 
 
 def _class_of(
@@ -211,13 +226,14 @@ def _class_of(
   if category_id not in categories:
     raise InputError(
       f"{where}: category_id {category_id} is not among the file's categories "
-      f"({', '.join(f'{key} {name}' for key, name in categories.items())})"
+      f"({', '.join(f'{key} {_shown(name)}' for key, name in categories.items())})"
     )
   name = categories[category_id]
   # Class 0 is what no box covers, so a category of that name is unknown, too.
   foreground = list(class_names[1:])
   if name not in foreground:
-    nearest = difflib.get_close_matches(str(name), foreground, n=1, cutoff=0.0)
+    name = _shown(name)
+    nearest = difflib.get_close_matches(name, foreground, n=1, cutoff=0.0)
     raise InputError(
       f'{where}: unknown category "{name}"; the foreground classes of data.class_names are '
       f'{", ".join(foreground)} (nearest: "{nearest[0] if nearest else ""}")'

@@ -176,10 +176,9 @@ def _box_annotations(record):
 
 def _mask_annotations(record):
   for region in record.regions:
-    code = region.segmentation
-    if isinstance(code, list):
-      code = coco_mask.merge(coco_mask.frPyObjects(code, *record.size))
-    code = {"size": list(code["size"]), "counts": _text(code["counts"])}
+    where = f"{record.source}: image {record.image_id}: annotation {region.annotation}"
+    code = coco.checked_code(where, record.size, region.segmentation)
+    code = {"size": list(code["size"]), "counts": code["counts"].decode()}
     yield (
       None,
       {
@@ -190,10 +189,6 @@ def _mask_annotations(record):
         "segmentation": code,
       },
     )
-
-
-def _text(counts):
-  return counts.decode() if isinstance(counts, bytes) else counts
 
 
 def put_masks(annotations: Mapping[int, dict], made: Mapping[int, MadeMask], as_polygons: bool):
@@ -322,11 +317,9 @@ def _shapes(datumaro, record, entry, about, as_polygons):
   boxes = [datumaro.Bbox(*entry["bbox"], **about)]
   if not code:
     return boxes
-  if isinstance(code, list):
-    code = coco_mask.merge(coco_mask.frPyObjects(code, *record.size))
-  elif isinstance(code["counts"], list):
-    code = coco_mask.frPyObjects(code, *record.size)
+  where = f"{record.source}: image {record.image_id}: annotation {entry.get('id')}"
+  code = coco.checked_code(where, record.size, code)
   if as_polygons:
     return [datumaro.Polygon(points, **about) for points in polygons(code)]
-  mask = coco_mask.decode(dict(code)).astype(bool)
+  mask = coco_mask.decode(code).astype(bool)
   return [*boxes, datumaro.Mask(mask, **about)]

@@ -1,7 +1,12 @@
 """The one record schema: what every source gives and every reader takes."""
 
+import os
+import re
+import reprlib
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
 
@@ -48,6 +53,37 @@ class Record:
   labels_source: str = ""
   masked_boxes: frozenset[int] = frozenset()
   regions: tuple = ()
+
+
+_LONGEST_NAME = 240  # bytes, of the 255 of most file systems; what is made of it adds a suffix
+
+
+def require_inside(where: str, name: str) -> None:
+  """Refuses names of files that lead out of the folder that they belong in.
+
+  Data sets come from strangers. A name says what is read, and, where masks are made, what is
+  written. Links below the folder are followed: whoever has the data set made them.
+
+  Args:
+    where: begins the message: the file that has the name.
+    name: a path below some folder.
+
+  Raises:
+    InputError: a name that is empty, absolute or has "..", is too long, or has control characters
+      or halves of characters.
+  """
+  if not any(part not in ("", ".") for part in re.split(r"[/\\]", name)):
+    raise InputError(f"{where}: {name!r} names no file")
+  if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+    raise InputError(f"{where}: the name {name!r} has characters that belong in no file name")
+  if max(len(os.fsencode(part)) for part in name.split("/")) > _LONGEST_NAME:
+    raise InputError(f"{where}: the name {reprlib.repr(name)} is too long")
+  absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
+  if absolute or ".." in re.split(r"[/\\]", name):
+    raise InputError(
+      f"{where}: the name {name!r} leads out of the data set's folder; names are relative to it "
+      'and have no ".."'
+    )
 
 
 def held_pixels(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
