@@ -1,10 +1,18 @@
 """What a person is told without a traceback; all else that is raised is a bug."""
 
+import re
+
+# A file's names and values are part of messages, and could steer the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 class ToldError(Exception):
-  """`main` prints the message alone and exits with `status`."""
+  """`main` prints the message alone and exits with `status`; control characters are spelt out."""
 
   status = 1
+
+  def __init__(self, message: object = ""):
+    super().__init__(_CONTROL.sub(lambda one: repr(one.group())[1:-1], str(message)))
 
 
 class InputError(ToldError):

@@ -1,6 +1,6 @@
 """Data under fire: a hundred thousand damaged files, each read right or refused by name.
 
-    python launch/nightly_fuzz.py [--inputs 100000] [--seed 0] [--keep fuzz_findings]
+    python launch/nightly_fuzz.py [--inputs 100000] [--first 0] [--seed 0] [--keep fuzz_findings]
 
 Input i is a pure function of the seed and i: a valid COCO file, label map, photograph or polygon
 file of CityScapes, changed in one to a few places. A child process reads them, as a run does
@@ -452,31 +452,32 @@ def _outcome(root, seed, number):
 # --- The parent ---
 
 
-def run(inputs, seed, keep, *, report=print):
-  """Reads `inputs` inputs.
+def run(inputs, seed, keep, *, first=0, report=print):
+  """Reads inputs.
 
   Args:
     inputs: how many.
     seed: of all of them.
     keep: folder for findings.
+    first: number of the first one.
     report: takes lines of text.
 
   Returns:
     (Counter of (kind, outcome), list of findings as text).
   """
-  counts, findings, first = collections.Counter(), [], 0
+  counts, findings, last = collections.Counter(), [], first + inputs
   context = multiprocessing.get_context("spawn")
   root = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
   told = time.monotonic()
   try:
-    while first < inputs:
+    while first < last:
       ours, theirs = context.Pipe(duplex=False)
-      child = context.Process(target=_child, args=(theirs, seed, first, inputs, str(root)))
+      child = context.Process(target=_child, args=(theirs, seed, first, last, str(root)))
       child.start()
       theirs.close()
       limit = 120.0  # the first one waits for the imports
       try:
-        while first < inputs:
+        while first < last:
           if not ours.poll(limit):
             raise TimeoutError(f"takes longer than {SECONDS:.0f} s")
           number, kind, outcome, text = ours.recv()
@@ -486,7 +487,7 @@ def run(inputs, seed, keep, *, report=print):
           first, limit = number + 1, SECONDS
           if time.monotonic() - told > 60:
             told = time.monotonic()
-            report(f"{first} of {inputs} inputs, {len(findings)} findings")
+            report(f"input {first} of {last}, {len(findings)} findings")
       except (EOFError, TimeoutError, ConnectionError) as error:
         child.kill()
         child.join()
@@ -512,11 +513,12 @@ def _kept(keep, seed, number, text):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--inputs", type=int, default=100_000)
+  parser.add_argument("--first", type=int, default=0)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--keep", default="fuzz_findings")
   given = parser.parse_args()
   started = time.monotonic()
-  counts, findings = run(given.inputs, given.seed, given.keep)
+  counts, findings = run(given.inputs, given.seed, given.keep, first=given.first)
   seconds = time.monotonic() - started
   print(f"{given.inputs} inputs of seed {given.seed}: {given.inputs / seconds:.0f} inputs/s")
   for (kind, outcome), count in sorted(counts.items()):

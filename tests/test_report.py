@@ -23,7 +23,7 @@ from boxseg_jax.training import loop, origin, snapshots
 from boxseg_jax.training.run import Run
 from boxseg_jax.training.step import box_targets
 
-EVIL = '<b>&"'
+EVIL = '<b><script>&"'
 NAMES = ("background", EVIL, "person")
 SECTIONS = (
   "Curves",
@@ -129,6 +129,7 @@ class TestWhatItHolds:
     bold = section(written, "Images").count("<p><b>") + written.count("<div><b>")
     keys = len(re.findall(r"<span><i class='c\d'></i>[^<]*<b>", written))
     assert [tag for tag, _ in page.tags].count("b") == bold + keys, "a name has become a tag"
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
     told = [attrs["title"] for tag, attrs in page.tags if tag == "td" and "title" in attrs]
     assert any(EVIL in title for title in told)
     assert page.text.count(f"Run {trained[1].name}") == 2  # title and heading

@@ -11,6 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from boxseg_jax import config as configuration
+from boxseg_jax.apps.tables import cell
 from boxseg_jax.errors import InputError
 from boxseg_jax.files import write_json, write_text
 from boxseg_jax.training.saved import Network
@@ -97,8 +98,9 @@ def model_card(config: ConfigDict, network: Network, workdir: Path) -> str:
   trained = _json(workdir / "config.json")
   metrics = _metrics(workdir, network.description["step"], trained)
   facts = _facts(config, network, trained, metrics)
+  names = ", ".join(map(cell, network.class_names[1:]))
   sections = (
-    f"# Segmentation of {', '.join(network.class_names[1:])}",
+    f"# Segmentation of {names}",
     _summary(network),
     "## Use\n\n" + _use(config),
     "## Training\n\n" + _training(config, network, trained, _json(workdir / "split.json")),
@@ -141,7 +143,7 @@ def _summary(network):
   height, width = network.canvas
   model = network.description["model"]
   encoder = f" on the encoder `{model['encoder']}`" if "encoder" in model else ""
-  classes = ", ".join(f"{index} {name}" for index, name in enumerate(network.class_names))
+  classes = ", ".join(f"{index} {cell(name)}" for index, name in enumerate(network.class_names))
   return f"""\
 A `{model["name"]}`{encoder} of boxseg_jax, which trains segmentation networks from many bounding
 boxes and few masks. Per pixel it gives the probability of each class and a certainty in (0, 1],
@@ -180,7 +182,7 @@ def _training(config, network, trained, split):
     "seed": trained["seed"],
   }
   return "\n".join(
-    ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    ["| | |", "|---|---|", *(f"| {name} | {cell(value)} |" for name, value in rows.items())]
   )
 
 
@@ -188,7 +190,7 @@ def _metrics_table(metrics, network, trained):
   if not metrics:
     return f"The parameters of step {network.description['step']} were not evaluated."
   shares = {n: f"{100 * v:.1f} %" if math.isfinite(v) else "none" for n, v in metrics.items()}
-  rows = [f"| {name} | {share} |" for name, share in shares.items()]
+  rows = [f"| {cell(name)} | {share} |" for name, share in shares.items()]
   told = (
     f"Of step {network.description['step']}, on the split `{trained['data.eval_split']}`; `boxes/` "
     "is measured on training images:\nhow well boxes were made into masks that were never learned "

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from pycocotools import mask as coco_mask
 
 from boxseg_jax.apps.model import Model, load
-from boxseg_jax.data import feed, load_records, mask_files
+from boxseg_jax.apps.tables import cell
+from boxseg_jax.data import coco, feed, load_records, mask_files
 from boxseg_jax.data.mask_files import MadeMask
 from boxseg_jax.data.records import Record
 from boxseg_jax.errors import InputError, PartlyDoneError
@@ -165,11 +166,20 @@ def _read_journal(path: Path, keys: Mapping[str, str]) -> Made:
   whole = path.read_text(encoding="utf-8")
   whole = whole[: whole.rfind("\n") + 1]  # a line that was being written when it was stopped
   path.write_text(whole, encoding="utf-8")
-  for line in whole.splitlines():
-    image, key, masks = json.loads(line)
-    if keys.get(image) == key:
-      made[image] = {index: MadeMask(*mask) for index, mask in masks}
+  for number, line in enumerate(whole.splitlines(), start=1):
+    try:
+      image, key, masks = json.loads(line)
+      if keys.get(image) == key:
+        made[image] = {int(index): _made_mask(path, *mask) for index, mask in masks}
+    except (ValueError, TypeError, RecursionError) as error:
+      raise InputError(f"{path}: line {number} is damaged ({error}); remove the file") from error
   return made
+
+
+def _made_mask(path, code, certainty) -> MadeMask:
+  size = code["size"]
+  counts = coco.checked_code(f"{path}: a mask", tuple(size), code)["counts"]
+  return MadeMask({"size": size, "counts": counts.decode()}, float(certainty))
 
 
 def _write(config, records, made: Made, folder: Path) -> str:
@@ -248,8 +258,14 @@ def _as_csv(rows):
   text = io.StringIO()
   writer = csv.DictWriter(text, _FIELDS, extrasaction="ignore", lineterminator="\n")
   writer.writeheader()
-  writer.writerows(rows)
+  writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
   return text.getvalue()
+
+
+def _no_formula(value):
+  """A text that spreadsheets take for text: the names are a stranger's, and formulas do things."""
+  is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+  return f"'{value}" if is_formula else value
 
 
 def _as_markdown(rows):
@@ -260,7 +276,7 @@ def _as_markdown(rows):
     "| " + " | ".join(_FIELDS) + " |",
     "|---:|---|---:|---|---:|---:|---:|---:|---:|",
   ]
-  lines += ["| " + " | ".join(str(row[name]) for name in _FIELDS) + " |" for row in rows[:_LISTED]]
+  lines += ["| " + " | ".join(cell(row[name]) for name in _FIELDS) + " |" for row in rows[:_LISTED]]
   lines += ["", f"{len(rows) - _LISTED} more are in review.csv."] if len(rows) > _LISTED else []
   return "\n".join(lines) + "\n"
 

@@ -1,6 +1,5 @@
 """Photos -> index PNGs, overlays and certainty maps, in bulk."""
 
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from boxseg_jax.data import feed
 from boxseg_jax.data import photos as photo_files
 from boxseg_jax.errors import InputError, PartlyDoneError
 from boxseg_jax.evaluation import pictures
-from boxseg_jax.files import write_json
+from boxseg_jax.files import read_json, write_json
 from boxseg_jax.training import saved
 from boxseg_jax.training.progress import Count
 
@@ -66,7 +65,7 @@ def _refuse_other_predictions(config, model, folder):
     "mirror": config.predict.mirror,
   }
   path = folder / "made_by.json"
-  if path.exists() and json.loads(path.read_text()) != made_by:
+  if path.exists() and read_json(path) != made_by:
     raise InputError(
       f"{folder} holds predictions of another network or with other options ({path.name}); choose "
       "another --to, or remove it"

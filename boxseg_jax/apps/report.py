@@ -218,8 +218,10 @@ def _read_log(workdir) -> dict[str, list[tuple[int, float]]]:
   for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
     try:
       row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
       continue  # half a line, of a run that was killed
+    if not isinstance(row, dict) or "step" not in row:
+      continue
     for name, value in row.items():
       if value is not None and name != "step":
         log.setdefault(name, []).append((row["step"], value))

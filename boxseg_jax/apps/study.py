@@ -1,7 +1,6 @@
 """Compares arms, mask fractions and seeds, everything else being equal."""
 
 import itertools
-import json
 import textwrap
 import time
 from pathlib import Path
@@ -12,8 +11,9 @@ from ml_collections import ConfigDict
 from boxseg_jax import config as configuration
 from boxseg_jax import data
 from boxseg_jax.apps import curves, tables
+from boxseg_jax.data import split
 from boxseg_jax.errors import InputError
-from boxseg_jax.files import write_json, write_text
+from boxseg_jax.files import read_json, write_json, write_text
 from boxseg_jax.training import loop, origin, snapshots
 from boxseg_jax.training.run import refuse_other_configuration
 
@@ -145,16 +145,15 @@ def _result(folder):
 
 def _row(config, cell, folder, objects):
   """A cell's metrics, and what its annotation would have cost."""
-  split = json.loads((folder / "split.json").read_text())
-  masks = sum(objects[image_id] for image_id in split["mask_ids"])
-  boxes = sum(objects[image_id] for image_id in split["box_ids"])
+  mask_ids, box_ids = split.read_lists(folder / "split.json")
+  masks, boxes = (sum(objects[image_id] for image_id in ids) for ids in (mask_ids, box_ids))
   if not configuration.arm(cell_config(config, cell)).box_images:
     boxes = 0
   seconds = masks * config.study.seconds_per_mask + boxes * config.study.seconds_per_box
   return {
     **cell._asdict(),
     "annotation_hours": seconds / 3600,
-    "metrics": json.loads(_result(folder).read_text()),
+    "metrics": read_json(_result(folder)),
   }
 
 

@@ -1,5 +1,6 @@
 """What a study found, as Markdown tables that fit a terminal."""
 
+import html
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -95,15 +96,21 @@ def _labels(arm, fraction):
   return arm, f"{100 * fraction:g} %"
 
 
+def cell(value) -> str:
+  """A value as it stands in a cell of Markdown: what would end the cell or be HTML is escaped."""
+  text = " ".join(html.escape(str(value), quote=False).split())
+  return text.replace("\\", "\\\\").replace("|", "\\|")
+
+
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
   """A Markdown table: two columns to the left, numbers to the right, padded for a terminal."""
   rule = ["---"] * 2 + ["---:"] * (len(head) - 2)
-  table = [head, rule, *lines]
+  table = [[cell(one) for one in line] for line in (head, rule, *lines)]
   widths = [max(len(line[i]) for line in table) for i in range(len(head))]
   padded = (
     " | ".join(
-      cell.ljust(width) if column < 2 else cell.rjust(width)
-      for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+      text.ljust(width) if column < 2 else text.rjust(width)
+      for column, (text, width) in enumerate(zip(line, widths, strict=True))
     )
     for line in table
   )

@@ -190,7 +190,7 @@ def _opened(path: str, content: bytes | None, names: tuple[str, str]):
   try:
     with Image.open(path if content is None else io.BytesIO(content), formats=_known()) as image:
       yield image
-  except InputError:
+  except (InputError, MemoryError):
     raise
   except FileNotFoundError:
     raise InputError(f"{path}: no such {names[0]}") from None

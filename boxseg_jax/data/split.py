@@ -87,7 +87,7 @@ def read_split(path: str, records: Sequence[Record]) -> Split:
     InputError: no such file, not a split, an image that is not among the records,
       an image of the records in neither or both lists, or a mask image without mask.
   """
-  mask_ids, box_ids = _read_lists(path)
+  mask_ids, box_ids = read_lists(path)
   with_mask = {record.image_id: record.read_labels is not None for record in records}
   listed = set(mask_ids) | set(box_ids)
   complaints = [
@@ -136,14 +136,23 @@ def _require_unique(records: Sequence[Record]) -> None:
     seen.add(record.image_id)
 
 
-def _read_lists(path: str) -> tuple[list[str], list[str]]:
+def read_lists(path: str | epath.Path) -> tuple[list[str], list[str]]:
+  """The two lists of names of a file of `write_split`, or one that a person wrote.
+
+  Raises:
+    InputError: no such file, or not a split.
+  """
   try:
     content = json.loads(epath.Path(path).read_text())
   except FileNotFoundError:
     raise InputError(f"{path}: no such file (data.split_file)") from None
-  except ValueError as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(f"{path}: cannot be read as JSON ({error})") from error
   lists = [content.get(key) for key in Split._fields] if isinstance(content, dict) else [None]
-  if not all(isinstance(names, list) for names in lists):
+  if not all(isinstance(names, list) and all(map(_is_text, names)) for names in lists):
     raise InputError(f'{path}: not a split; expected {{"mask_ids": [...], "box_ids": [...]}}')
   return lists[0], lists[1]
+
+
+def _is_text(value) -> bool:
+  return isinstance(value, str)

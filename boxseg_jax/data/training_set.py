@@ -1,6 +1,5 @@
 """What a run reads: the training set split into masks and boxes, and the set it is judged on."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -193,8 +192,7 @@ def keep_split(chosen: split.Split, path: Path) -> None:
   if not path.exists():
     split.write_split(path, chosen)
     return
-  content = json.loads(path.read_text())
-  old = split.Split(tuple(content["mask_ids"]), tuple(content["box_ids"]))
+  old = split.Split(*map(tuple, split.read_lists(path)))
   if old != chosen:
     changed = set(old.mask_ids) ^ set(chosen.mask_ids) or set(old.box_ids) ^ set(chosen.box_ids)
     raise InputError(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ LEAVES = {
   ("batch_stats", "mean"): "running_mean",
   ("batch_stats", "var"): "running_var",
 }
+_PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
 LISTED = 8  # names per kind of difference in a message
 
 
@@ -67,9 +69,11 @@ def load_encoder(variables: Mapping, path: str, *, encoder: str) -> dict:
   family = next((f for f in UNUSED if encoder.startswith(f)), None)
   if family is None:
     raise InputError(f"{path}: there are no pretrained weights for the encoder {encoder!r}")
-  with _open(path) as file:
-    names = [name for name in file.keys() if not UNUSED[family].fullmatch(name)]  # noqa: SIM118
-    stored = {name: file.get_tensor(name).astype(np.float32) for name in names}
+  stored = {
+    name: array.astype(np.float32)
+    for name, array in read_file(path)[1].items()
+    if not UNUSED[family].fullmatch(name)
+  }
   flat = traverse_util.flatten_dict(dict(variables))
   wanted = {name_in_file(keys): keys for keys in flat if keys[1] == "encoder"}
   arrays = {name: _from_torch(array) for name, array in stored.items()}
@@ -116,6 +120,26 @@ def _compare(path, encoder, shapes, arrays):
   raise InputError("\n".join(lines))
 
 
+def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+  """Reads a safetensors file, the only kind of file that parameters are read from.
+
+  Args:
+    path: as for `load_encoder`.
+
+  Returns:
+    Its metadata, and its arrays by name.
+
+  Raises:
+    InputError: no such file, no or a damaged safetensors file.
+  """
+  with _open(path) as file:
+    try:
+      # NumPy has no bfloat16 of its own.
+      return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # whatever an array of a kind that NumPy lacks makes it raise
+      raise InputError(f"{path}: cannot be read as a safetensors file: {error}") from error
+
+
 def _open(path):
   local = download(path) if str(path).startswith(HUB) else path
   try:
@@ -123,7 +147,9 @@ def _open(path):
   except FileNotFoundError as error:
     raise InputError(f"{path}: there is no such file") from error
   except (OSError, SafetensorError) as error:
-    raise InputError(f"{path}: cannot be read as a safetensors file: {error}") from error
+    pickled = Path(str(path)).suffix.lower() in _PICKLES
+    hint = "; files of pickles can run any code and are never opened" if pickled else ""
+    raise InputError(f"{path}: cannot be read as a safetensors file: {error}{hint}") from error
 
 
 def download(path: str) -> str:

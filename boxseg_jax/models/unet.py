@@ -8,6 +8,7 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
+from boxseg_jax.errors import InputError
 from boxseg_jax.models import choice, efficientnet, resnet
 from boxseg_jax.models.layers import ConvNormAct, Style, blocks_of_four, double_to
 
@@ -49,6 +50,8 @@ class Decoder(nn.Module):
 
 def conv_encoder(*, style: Style, width: int = 16, levels: int = 4):
   """Plain encoder of `width`, 2 `width`, ... channels, and the decoder's channels."""
+  if not (1 <= width <= 1024 and 1 <= levels <= 8):
+    raise InputError(f"width {width} and levels {levels} of unet must be in 1 to 1024 and 1 to 8")
   widths = tuple(width * 2**level for level in range(levels))
   return ConvEncoder(widths, style), widths[-2::-1]
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import os
 import platform
 import shlex
@@ -15,7 +14,7 @@ from pathlib import Path
 import jax
 
 from boxseg_jax import __version__
-from boxseg_jax.files import write_json
+from boxseg_jax.files import read_json, write_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _FILE = "starts.json"
@@ -57,7 +56,7 @@ def starts(workdir) -> list[dict]:
   lacks.
   """
   path = Path(workdir) / _FILE
-  return json.loads(path.read_text()) if path.exists() else []
+  return read_json(path, kind=list) if path.exists() else []
 
 
 def _command():

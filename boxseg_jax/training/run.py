@@ -1,6 +1,5 @@
 """One run: a configuration, its workdir, and everything opened for the two."""
 
-import json
 import tempfile
 from collections.abc import Callable
 from functools import cached_property
@@ -12,7 +11,7 @@ from boxseg_jax import config as configuration
 from boxseg_jax.data import training_set
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import evaluate
-from boxseg_jax.files import write_json
+from boxseg_jax.files import read_json, write_json
 from boxseg_jax.parallel import Parallel
 from boxseg_jax.training import build, saved, trace
 from boxseg_jax.training.checkpoint import Checkpoints
@@ -168,9 +167,9 @@ def refuse_other_configuration(config: ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if not path.exists():
       return
-    old = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+  except OSError as error:
     raise InputError(f"the workdir {workdir} cannot be used: {error}") from error
+  old = read_json(path)
   new = configuration.flatten(config)
   changed = configuration.differences(_of_one_run(old), _of_one_run(new))
   if changed:

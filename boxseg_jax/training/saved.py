@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialised
 
+from boxseg_jax import config as configuration
 from boxseg_jax import files, models
-from boxseg_jax.data.box_priors import BoxPriors
+from boxseg_jax.data import images
+from boxseg_jax.data.box_priors import GRID, BoxPriors
 from boxseg_jax.errors import InputError
 from boxseg_jax.models import pretrained
 from boxseg_jax.training import build
@@ -129,38 +130,43 @@ def _of_run(workdir, step):
   described = workdir / DESCRIPTION
   if not described.exists():
     raise InputError(f"{workdir} holds no trained network: there is no {DESCRIPTION}")
-  description = _parsed(described, described.read_text())
+  description = files.read_json(described)
   like = _variables_like(description, described)
-  with Checkpoints(
-    workdir, keep=1, best_metric=description["best_metric"], read_only=True
-  ) as checkpoints:
+  try:
+    step, variables = _of_checkpoints(workdir, step, description["best_metric"], like)
+  except InputError:
+    raise
+  except Exception as error:  # Orbax raises whatever a damaged folder makes it raise
+    raise InputError(f"{workdir}: its checkpoints cannot be read: {error}") from error
+  return _network(description | {"step": step}, variables, described)
+
+
+def _of_checkpoints(workdir, step, best_metric, like):
+  """(step, variables) of a run's checkpoint."""
+  with Checkpoints(workdir, keep=1, best_metric=best_metric, read_only=True) as checkpoints:
     step = checkpoints.best_step() if step is None else step
     if step is None:
       raise InputError(f"{workdir} holds no checkpoint yet")
     if step not in checkpoints.steps():
       held = ", ".join(map(str, checkpoints.steps()))
       raise InputError(f"{workdir} holds no checkpoint of step {step} (held: {held})")
-    variables = checkpoints.restore_average(step, like)
-  return _network(description | {"step": step}, variables, described)
+    return step, checkpoints.restore_average(step, like)
 
 
 def _of_file(path):
-  try:
-    with safe_open(path, framework="numpy") as file:
-      metadata = file.metadata() or {}
-      flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  except FileNotFoundError as error:
-    raise InputError(f"{path}: no such file or folder") from error
-  except (OSError, SafetensorError) as error:
-    raise InputError(f"{path}: cannot be read as a safetensors file: {error}") from error
+  if not path.exists():
+    raise InputError(f"{path}: no such file or folder")
+  metadata, flat = pretrained.read_file(path)
   if _KEY not in metadata:
     raise InputError(f"{path}: a safetensors file, but not of a network of boxseg_jax")
-  description = _parsed(path, metadata[_KEY])
+  description = files.parse_json(str(path), metadata[_KEY])
+  if not isinstance(description.get("step"), int):
+    raise InputError(f"{path}: is damaged: its description has no step")
   wanted = traverse_util.flatten_dict(_variables_like(description, path), sep="/")
   differing = sorted(
     name
     for name in wanted.keys() | flat.keys()
-    if name not in wanted or name not in flat or wanted[name].shape != flat[name].shape
+    if name not in wanted or name not in flat or not _fits(wanted[name], flat[name])
   )
   if differing:
     raise InputError(f"{path}: {len(differing)} arrays do not fit the network, e.g. {differing[0]}")
@@ -169,17 +175,17 @@ def _of_file(path):
   return _network(description, jax.tree.map(jnp.asarray, variables), path)
 
 
-def _parsed(path, text):
-  try:
-    return json.loads(text)
-  except ValueError as error:
-    raise InputError(f"{path}: is damaged: {error}") from error
+def _fits(wanted, given):
+  return wanted.shape == given.shape and wanted.dtype == given.dtype
 
 
 def _variables_like(description, path):
   """Shapes of the parameters and batch statistics."""
   model, canvas, settings = _parts(description, path)
-  shapes = jax.eval_shape(lambda key: build.init(model, canvas, settings, key), jax.random.key(0))
+  try:
+    shapes = jax.eval_shape(lambda key: build.init(model, canvas, settings, key), jax.random.key(0))
+  except Exception as error:  # whatever an option of the wrong kind makes a network raise
+    raise InputError(f"{path}: is damaged: no such network can be built: {error}") from error
   return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
 
 
@@ -192,13 +198,44 @@ def _network(description, variables, path) -> Network:
 def _parts(description, path):
   """(model, canvas, LossSettings) of a description that may have been tampered with."""
   try:
-    loss = dict(description["loss"])
-    if loss["box_priors"] is not None:
-      loss["box_priors"] = BoxPriors(**loss["box_priors"])
-    settings = LossSettings(**loss)
-    height, width = description["canvas"]
-    num_classes = len(description["class_names"])
-    model = models.build(num_classes=num_classes, **description["model"])
-  except (KeyError, TypeError, ValueError) as error:
-    raise InputError(f"{path}: is damaged: its description lacks something: {error}") from error
-  return model, (height, width), settings._replace(class_weights=tuple(settings.class_weights))
+    names, canvas = description["class_names"], tuple(description["canvas"])
+    _require_names(names)
+    images.require_possible_size("its canvas", canvas)
+    settings = _settings(description["loss"], len(names))
+    if not isinstance(description["best_metric"], str):
+      raise InputError("its best_metric is no name")
+    model = models.build(num_classes=len(names), **description["model"])
+  except InputError as error:  # of `models.build`, too, which does not know where it is from
+    raise InputError(f"{path}: is damaged: {error}") from error
+  except Exception as error:  # whatever is where something else should be
+    raise InputError(f"{path}: is damaged: its description lacks something: {error!r}") from error
+  return model, canvas, settings
+
+
+def _require_names(names) -> None:
+  known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+  if not known or not 2 <= len(set(names)) == len(names) <= configuration.MAX_CLASSES:
+    raise InputError("its class_names are no 2 to 255 different names")
+
+
+def _settings(given: dict, num_classes: int) -> LossSettings:
+  """The settings of the loss, each of the kind that it has to be."""
+  loss = dict(given)
+  if loss["box_priors"] is not None:
+    priors = BoxPriors(**loss["box_priors"])
+    shapes = {"fill_bands": (num_classes, 2), "mean_masks": (num_classes, GRID, GRID)}
+    for name, shape in shapes.items():
+      array = np.asarray(getattr(priors, name), np.float64)
+      if array.shape != shape or not ((array >= 0) & (array <= 1)).all():
+        raise InputError(f"its {name} are no shares of {shape}")
+    loss["box_priors"] = priors
+  weights = np.asarray(loss["class_weights"], np.float64)
+  if weights.shape != (num_classes,) or not np.isfinite(weights).all():
+    raise InputError(f"its class_weights are no {num_classes} numbers")
+  settings = LossSettings(**loss)._replace(class_weights=tuple(weights.tolist()))
+  for name, kind in LossSettings.__annotations__.items():
+    if kind in (int, str) and type(getattr(settings, name)) is not kind:
+      raise InputError(f"its {name} is {getattr(settings, name)!r}")
+  if settings.num_classes != num_classes:
+    raise InputError(f"its loss is of {settings.num_classes} classes, not of {num_classes}")
+  return settings

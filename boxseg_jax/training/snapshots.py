@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from boxseg_jax import augment, files
+from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import evaluate, pictures
 from boxseg_jax.training.step import LossSettings, make_predict_fn, make_target_fn
 
@@ -147,9 +148,16 @@ def keep_targets(workdir, step: int, targets: np.ndarray) -> None:
 
 
 def kept_targets(workdir) -> dict[int, np.ndarray]:
-  """What `keep_targets` wrote, by step, the first one first."""
+  """What `keep_targets` wrote, by step, the first one first.
+
+  Raises:
+    InputError: a file that is damaged, or of something else.
+  """
   kept = {}
   for path in sorted((Path(workdir) / "snapshots").glob("*.npz")):
-    with np.load(path) as content:
-      kept[int(path.stem)] = content["targets"]
+    try:
+      with np.load(path, allow_pickle=False) as content:
+        kept[int(path.stem)] = content["targets"]
+    except Exception as error:  # archives raise whatever a broken file makes them raise
+      raise InputError(f"{path}: cannot be read ({error})") from error
   return kept
