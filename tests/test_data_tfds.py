@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import socket
 
 import numpy as np
 import pytest
@@ -239,3 +240,16 @@ def test_sets_that_cannot_be_prepared_are_named(tmp_path):
     tfds.load("cityscapes", "train", ("background", "car"), data_dir=str(tmp_path))
   with pytest.raises(InputError, match="data.tfds_name is 'voc/1999': .*1999"):
     tfds.load("voc/1999", "train", ("background", "car"), data_dir=str(tmp_path))
+
+
+def test_a_set_that_is_there_needs_no_network(data_dir, monkeypatch):
+  """The library could ask its bucket for what it knows of a set."""
+  from tensorflow_datasets.core.utils import gcs_utils
+
+  def refuse(*_):
+    raise AssertionError("reached for the network")
+
+  monkeypatch.setattr(gcs_utils, "exists", refuse)
+  monkeypatch.setattr(socket.socket, "connect", refuse)
+  monkeypatch.setattr(socket, "getaddrinfo", refuse)
+  assert len(tfds.load("oxford_iiit_pet", "train", ("background", "pet"), data_dir=data_dir)) == 3

@@ -514,13 +514,13 @@ def test_damaged_files_of_a_run_are_named(tmp_path, text):
       continue  # a configuration of other keys, which is told as such
     (tmp_path / name).write_bytes(content.encode(errors="surrogatepass"))
   config = configuration.get_config()
-  model = SimpleNamespace(network=None)
+  model = SimpleNamespace(network=SimpleNamespace(description={}, variables={}))
   readers = {
     "split.json": lambda: split.read_lists(str(tmp_path / "split.json")),
     "starts.json": lambda: origin.starts(tmp_path),
     "config.json": lambda: run.refuse_other_configuration(config, tmp_path),
+    "made_by.json": lambda: predict._refuse_other_predictions(config, model, tmp_path),
   }
-  del model
   for name, read in readers.items():
     if (tmp_path / name).exists():
       with pytest.raises(InputError, match=name):
@@ -536,6 +536,8 @@ def test_damaged_files_of_a_run_are_named(tmp_path, text):
     '["a.png", "k", [[0, [{"size": [60000, 60000], "counts": "ooo"}, 1]]]]',
     '["a.png", "k", [[0, [{"size": [20, 30], "counts": [1]}, 1]]]]',
     '["a.png", "k", [[0, [{"size": [20, 30]}, 1]]]]',
+    '["a.png", "k", [[0, [{"counts": [600]}, 1]]]]',
+    '["a.png", "k", [[0, [{"size": [60000, 60000], "counts": [3600000000]}, 1]]]]',
   ],
 )
 def test_a_damaged_journal_is_named(tmp_path, line):

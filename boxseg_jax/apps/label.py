@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from boxseg_jax.apps.model import Model, load
 from boxseg_jax.apps.tables import cell
-from boxseg_jax.data import coco, feed, load_records, mask_files
+from boxseg_jax.data import coco, feed, images, load_records, mask_files
 from boxseg_jax.data.mask_files import MadeMask
 from boxseg_jax.data.records import Record
 from boxseg_jax.errors import InputError, PartlyDoneError
@@ -171,15 +171,16 @@ def _read_journal(path: Path, keys: Mapping[str, str]) -> Made:
       image, key, masks = json.loads(line)
       if keys.get(image) == key:
         made[image] = {int(index): _made_mask(path, *mask) for index, mask in masks}
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
       raise InputError(f"{path}: line {number} is damaged ({error}); remove the file") from error
   return made
 
 
 def _made_mask(path, code, certainty) -> MadeMask:
-  size = code["size"]
-  counts = coco.checked_code(f"{path}: a mask", tuple(size), code)["counts"]
-  return MadeMask({"size": size, "counts": counts.decode()}, float(certainty))
+  size = tuple(code["size"])
+  images.require_possible_size(f"{path}: a mask", size)
+  counts = coco.checked_code(f"{path}: a mask", size, code)["counts"]
+  return MadeMask({"size": list(size), "counts": counts.decode()}, float(certainty))
 
 
 def _write(config, records, made: Made, folder: Path) -> str:

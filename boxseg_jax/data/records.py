@@ -74,7 +74,8 @@ def require_inside(where: str, name: str) -> None:
   """
   if not any(part not in ("", ".") for part in re.split(r"[/\\]", name)):
     raise InputError(f"{where}: {name!r} names no file")
-  if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+  odd = () if name.isprintable() else name  # odd spaces are not printable, but allowed
+  if any(unicodedata.category(character) in ("Cc", "Cs") for character in odd):
     raise InputError(f"{where}: the name {name!r} has characters that belong in no file name")
   if max(len(os.fsencode(part)) for part in name.split("/")) > _LONGEST_NAME:
     raise InputError(f"{where}: the name {reprlib.repr(name)} is too long")
