@@ -16,7 +16,9 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture(autouse=True, scope="session")
 def _compilation_cache(tmp_path_factory):
-  """Programs that several tests compile are compiled once per session."""
+  """Programs that several tests compile are compiled once per session, or kept where asked to."""
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
   import jax
 
   jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))

@@ -361,3 +361,87 @@ def test_impossible_ranges_are_refused(make, value):
   with pytest.raises(InputError) as error:
     make()
   assert value in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: Geometry((1.0, 1.0), 0.0, 0.0),
+    lambda: Geometry((0.5, 2.0), 180.0, 1.0),
+    lambda: Photometry(0.0, 0.0, 0.0, 0.0),
+    lambda: Photometry(1.0, 1.0, 1.0, 1.0),
+  ],
+)
+def test_the_ends_of_ranges_are_possible(make):
+  assert make()
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: Geometry(scale=(1.0, float("inf"))),
+    lambda: Geometry(scale=(1.0, 1.0, 1.0)),
+    lambda: Geometry(rotation_degrees=180.5),
+    lambda: Geometry(flip=-0.1),
+    lambda: Geometry(flip=1.1),
+    lambda: Photometry(saturation=-0.1),
+  ],
+)
+def test_what_lies_beyond_the_ends_is_not(make):
+  with pytest.raises(InputError):
+    make()
+
+
+@pytest.mark.parametrize(
+  ("scale", "extent"), [(0.5, (1.0, 0.75)), (1.0, (0.5, 0.75)), (2.0, (1.0, 1.0))]
+)
+def test_a_map_places_by_whole_pixels_and_turns_about_the_middle_of_what_is_seen(scale, extent):
+  canvas = np.array([24, 32])
+  geometry = Geometry((scale, scale), 180.0, 0.5)
+  for key in keys(32):
+    affine = module.draw_map(key, jnp.array(extent), tuple(canvas), geometry)
+    linear, shift, found_scale, size = (np.asarray(part, np.float64) for part in affine)
+    np.testing.assert_allclose(size, canvas * extent)
+    np.testing.assert_allclose(linear.T @ linear, scale**2 * np.eye(2), atol=1e-4)
+    assert found_scale == scale
+    # A small image turns about its own middle, a large one about that of the canvas.
+    middle = canvas / 2 if scale > 1 else linear @ (size / 2) + shift
+    point = np.linalg.solve(linear, middle - shift)
+    if np.linalg.det(linear) < 0:
+      point[1] = size[1] - point[1]
+    corner, room = middle - scale * point, canvas - scale * size
+    np.testing.assert_allclose(corner, np.round(corner), atol=1e-3)
+    assert (corner >= np.minimum(room, 0) - 1e-3).all()
+    assert (corner <= np.maximum(room, 0) + 1e-3).all()
+
+
+def test_places_fill_the_free_room():
+  def corners(scale):
+    maps = jax.vmap(
+      lambda key: module.draw_map(key, jnp.ones(2), (24, 32), Geometry((scale, scale), 0.0, 0.0))
+    )(keys(256))
+    return np.asarray(maps.shift)
+
+  for scale, low, high in ((0.5, (0, 0), (12, 16)), (2.0, (-24, -32), (0, 0))):
+    np.testing.assert_array_equal(corners(scale).min(axis=0), low)
+    np.testing.assert_array_equal(corners(scale).max(axis=0), high)
+
+
+def test_images_of_which_nothing_is_known():
+  images, extents = np.full((2, 4, 6, 3), 7, np.uint8), np.ones((2, 2), np.float32)
+  prepared = prepare(module.unlabelled(images, extents))
+  assert prepared["boxes"].shape == (2, 1, 4) and not np.any(prepared["boxes"])
+  np.testing.assert_array_equal(prepared["labels"], np.full((2, 4, 6), VOID))
+  assert_same_pixels(prepared["image"], images)
+
+
+@pytest.mark.parametrize("name", ["image", "labels", "boxes"])
+def test_batches_of_another_rank_are_refused(name):
+  batch = noise_batch()
+  with pytest.raises(AssertionError):
+    augment(batch | {name: batch[name][0]}, keys(4))
+  if name != "labels":
+    with pytest.raises(AssertionError):
+      prepare(batch | {name: batch[name][0]})
+  with pytest.raises(AssertionError):
+    augment(batch, keys(3))

@@ -399,6 +399,19 @@ class TestProjection:
     found = projection.lab(jnp.asarray(rgb, jnp.float32))
     np.testing.assert_allclose(found, expected, atol=0.05)
 
+  def test_lab_by_the_definitions_of_srgb_and_cie(self):
+    """Dark colours, where both curves are lines, among them; CIE's constants as fractions."""
+    rng = np.random.default_rng(0)
+    image = np.concatenate([rng.uniform(0, top, (8, 9, 3)) for top in (0.05, 0.2, 1.0)])
+    linear = np.where(image <= 0.04045, image / 12.92, ((image + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = linear @ np.transpose(to_xyz) / [0.9505, 1.0, 1.089]
+    line = (29 / 6) ** 2 / 3 * xyz + 4 / 29
+    x, y, z = np.moveaxis(np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), line), -1, 0)
+    expected = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+    found = projection.lab(jnp.asarray(image, jnp.float32))
+    np.testing.assert_allclose(found, expected, atol=0.05)
+
   def test_objective_weighs_it_like_the_pixels_inside(self):
     rng = np.random.default_rng(5)
     logits = jnp.asarray(rng.normal(size=(2, *CANVAS, 3)), jnp.float32)

@@ -28,6 +28,12 @@ def test_confusion_counts_no_foreign_labels():
   np.testing.assert_array_equal(counts, [[0, 0, 0], [0, 0, 0], [0, 0, 1]])
 
 
+def test_confusion_counts_no_label_that_overflows():
+  """2^30 times four classes is 0 in int32."""
+  counts = metrics.confusion(np.zeros(1, np.int32), np.array([2**30], np.int32), 4)
+  assert not np.any(counts)
+
+
 @pytest.mark.parametrize("num_classes", [2, 5, 20])
 def test_confusion_equals_numpy_eager_and_compiled(num_classes):
   rng = np.random.RandomState(num_classes)
@@ -83,14 +89,14 @@ def test_summary_of_more_pixels_than_int32_holds():
 
 def test_histogram_by_hand():
   bins = metrics.UNCERTAINTY_BINS
-  certainty = np.array([1.0, 1.0, 0.5 / bins, 1.5 / bins, 0.3, 1e-9], np.float32)
-  wrong = np.array([False, True, True, False, True, True])
-  counted = np.array([True, True, True, True, False, True])
+  certainty = np.array([1.0, 1.0, 0.5 / bins, 1.5 / bins, 0.3, 1e-9, 0.0], np.float32)
+  wrong = np.array([False, True, True, False, True, True, True])
+  counted = np.array([True, True, True, True, False, True, True])
   histogram = np.asarray(metrics.uncertainty_histogram(certainty, wrong, counted))
   expected = np.zeros((2, bins), int)
   expected[0, -1] = 1
   expected[1, -1] = 1
-  expected[1, 0] = 2
+  expected[1, 0] = 3
   expected[0, 1] = 1
   np.testing.assert_array_equal(histogram, expected)
 
@@ -154,3 +160,15 @@ def test_reliability_by_hand():
   np.testing.assert_array_equal(pixels, [4, 0])
   assert metrics.calibration_error(histogram, bins=2) == 0.0
   assert np.isnan(metrics.calibration_error(0 * histogram))
+
+
+def test_reliability_has_sixteen_bins_or_as_many_as_are_counted():
+  certainty, right, pixels = metrics.reliability(np.ones((2, 1024)))
+  np.testing.assert_allclose(certainty, (np.arange(16) + 0.5) / 16)
+  np.testing.assert_array_equal(right, np.full(16, 0.5))
+  np.testing.assert_array_equal(pixels, np.full(16, 128))
+  assert len(metrics.reliability(np.ones((2, 4))).pixels) == 4
+  uneven = np.zeros((2, 1024))
+  uneven[0, [0, 63, 64]] = 1  # two certainties near 0 and 1/16 in the first bin, all right
+  expected = (2 - (0.5 + 63.5) / 1024 + 1 - 64.5 / 1024) / 3
+  assert metrics.calibration_error(uneven) == pytest.approx(expected)

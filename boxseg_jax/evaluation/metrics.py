@@ -47,7 +47,7 @@ def uncertainty_histogram(certainty: jax.Array, wrong: jax.Array, counted: jax.A
     certainty 0 to 1.
   """
   level = jnp.ceil(certainty * UNCERTAINTY_BINS).astype(jnp.int32) - 1
-  level = jnp.clip(level, 0, UNCERTAINTY_BINS - 1)
+  level = jnp.maximum(level, 0)  # where sigma is so large that none is left
   index = wrong.astype(jnp.int32) * UNCERTAINTY_BINS + level
   return _count(index, counted, (2, UNCERTAINTY_BINS))
 
@@ -148,9 +148,9 @@ def calibration_error(histogram: np.ndarray, bins: int = 16) -> float:
 
 
 def _divide(numerator, denominator):
-  """Quotient, NaN (and no warning) where the denominator is 0."""
+  """Share of counts; NaN, and no warning, of none among none."""
   with np.errstate(invalid="ignore"):
-    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), np.nan)
+    return numerator / denominator
 
 
 def _mean_of_known(values: np.ndarray) -> float:

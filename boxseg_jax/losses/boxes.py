@@ -160,6 +160,7 @@ def box_maps(boxes, box_classes, box_is_crowd, allowed):
 
 
 def _tent(points, low, high):
-  """1 in the middle of [low, high], falling to 0 at its ends: [batch, n, points]."""
+  """1 in the middle of [low, high], falling to 0 at its ends, 0 if empty: [batch, n, points]."""
   half = jnp.maximum(high - low, 1e-6) / 2
-  return jnp.maximum(1.0 - jnp.abs(points - (low + high) / 2) / half, 0.0)
+  tent = jnp.maximum(1.0 - jnp.abs(points - (low + high) / 2) / half, 0.0)
+  return jnp.where(high > low, tent, 0.0)

@@ -29,12 +29,13 @@ def projection_loss(probabilities, rows, columns, box_classes, weights):
     weights: float32 [n], 0 for what is no box.
 
   Returns:
-    float32 scalar in [0, 2], 0 without a box.
+    float32 scalar in [0, 2], 0 without a box. A box that holds no pixel is none.
   """
   of_box = jnp.moveaxis(probabilities, -1, 0)[box_classes]  # [n, height, width]
   inside = rows[:, :, None] & columns[:, None, :]
   mask = jnp.where(inside, of_box, 0.0)
   loss = _dice_loss(mask.max(2), rows) + _dice_loss(mask.max(1), columns)
+  weights = jnp.where(inside.any((1, 2)), weights, 0.0)
   return jnp.sum(loss * weights) / jnp.maximum(jnp.sum(weights), 1e-6)
 
 

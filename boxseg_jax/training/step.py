@@ -252,6 +252,15 @@ def _accumulated_gradients(loss, state: TrainState, batch, accumulate: int):
   return grads, sums, stats
 
 
+def _unless_padding(learned: TrainState, state: TrainState, valid, axis_name: str) -> TrainState:
+  """What was learned; of a batch of nothing but padding nothing is.
+
+  Its gradient is 0, but decay and momentum would go on, and statistics be those of black images.
+  """
+  is_real = jax.lax.psum(jnp.any(valid).astype(jnp.int32), axis_name) > 0
+  return jax.tree.map(lambda new, old: jnp.where(is_real, new, old), learned, state)
+
+
 def make_train_step(
   model,
   optimizer: optax.GradientTransformation,
@@ -276,9 +285,10 @@ def make_train_step(
     axis_name: axis over the devices.
 
   Returns:
-    `(state, batch) -> (state, metrics)`. Metrics are float32 sums over the global
-    batch or its means: "loss" and its terms, "certainty_box" (mean inside boxes),
-    "grad_norm", "param_norm", "intersection" and "union" [num_classes - 1].
+    `(state, batch) -> (state, metrics)`. A batch of nothing but padding counts as a step and
+    changes nothing else. Metrics are float32 sums over the global batch or its means: "loss"
+    and its terms, "certainty_box" (mean inside boxes), "grad_norm", "param_norm",
+    "intersection" and "union" [num_classes - 1].
   """
   loss = make_loss(model, settings)
 
@@ -299,8 +309,9 @@ def make_train_step(
     metrics["certainty_box"] = sums.pop("certainty_box") / jnp.maximum(sums.pop("box_pixels"), 1.0)
     metrics["grad_norm"] = optax.global_norm(grads)
     metrics["param_norm"] = optax.global_norm(params)
-    state = TrainState(state.step + 1, params, batch_stats, ema, opt_state)
-    return state, metrics | sums
+    learned = TrainState(state.step, params, batch_stats, ema, opt_state)
+    state = _unless_padding(learned, state, batch["valid"], axis_name)
+    return state.replace(step=state.step + 1), metrics | sums
 
   return train_step
 
