@@ -192,6 +192,28 @@ class TestInBulk:
       self.run(finished[1], mixed, tmp_path / "out")
     assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 3
 
+  def test_many_broken_files_fit_the_terminal(self, finished, photos, tmp_path):
+    """The message names some and says where all are; once they are whole the list is gone."""
+    mixed, out = tmp_path / "in", tmp_path / "out"
+    mixed.mkdir()
+    whole = (photos / "0.png").read_bytes()
+    names = [f"{number:03}.png" for number in range(64)]
+    for number, name in enumerate(names):
+      contents = (whole, b"", whole[: len(whole) // 2], b"no image")
+      (mixed / name).write_bytes(contents[number % 4])
+    with pytest.raises(PartlyDoneError, match=r"48 of 64 images") as raised:
+      self.run(finished[1], mixed, out)
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 12 and lines[-1].strip() == f"and 38 more: all are in {out / 'broken.txt'}"
+    listed = (out / "broken.txt").read_text().splitlines()
+    assert len(listed) == 48
+    assert all(names[i] in listed[n] for n, i in enumerate(i for i in range(64) if i % 4))
+    assert len(list((out / "labels").iterdir())) == 16
+    for name in names:
+      (mixed / name).write_bytes(whole)
+    self.run(finished[1], mixed, out)
+    assert not (out / "broken.txt").exists() and len(list((out / "labels").iterdir())) == 64
+
   def test_files_that_differ_in_suffix_alone_stay_apart(self, finished, tmp_path):
     for name in ("a.png", "a.bmp"):
       Image.fromarray(make_image((8, 8), len(name))).save(tmp_path / name)

@@ -12,11 +12,13 @@ from boxseg_jax.data import feed
 from boxseg_jax.data import photos as photo_files
 from boxseg_jax.errors import InputError, PartlyDoneError
 from boxseg_jax.evaluation import pictures
-from boxseg_jax.files import read_json, write_json
+from boxseg_jax.files import read_json, write_json, write_text
 from boxseg_jax.training import saved
 from boxseg_jax.training.progress import Count
 
 FOLDERS = ("labels", "certainty", "overlays")
+BROKEN = "broken.txt"
+_SPELT_OUT = 10  # broken images that the message names; the file names all
 
 
 def run(config: ConfigDict, workdir, *, images: Sequence[str], to: str = "", report=print) -> str:
@@ -32,7 +34,8 @@ def run(config: ConfigDict, workdir, *, images: Sequence[str], to: str = "", rep
 
   Returns:
     Where the results are: under `to`, named like the images, `labels/*.png` (class ids, with a
-    palette for viewers), `certainty/*.png` (255 = certain) and `overlays/*.jpg`.
+    palette for viewers), `certainty/*.png` (255 = certain) and `overlays/*.jpg`. `broken.txt` has
+    a line for each image that could not be read.
 
   Raises:
     InputError: no network or no images there, or a folder with other predictions.
@@ -48,12 +51,28 @@ def run(config: ConfigDict, workdir, *, images: Sequence[str], to: str = "", rep
   if len(missing) < len(names):
     report(f"{len(names) - len(missing)} images were predicted earlier.")
   broken = predict_files(config, model, missing, folder)
+  _keep_list(folder / BROKEN, broken)
   if broken:
     raise PartlyDoneError(
       f"{len(broken)} of {len(names)} images could not be read, the others are in {folder}:\n  "
-      + "\n  ".join(broken)
+      + "\n  ".join(_listed(broken, folder / BROKEN))
     )
   return f"{len(names)} images -> " + ", ".join(str(folder / name) for name in FOLDERS)
+
+
+def _keep_list(path, broken):
+  """Writes what could not be read in this run, one message a line; no file where all could."""
+  if broken:
+    write_text(path, "".join(f"{message}\n" for message in broken))
+  else:
+    path.unlink(missing_ok=True)
+
+
+def _listed(broken, path):
+  """Lines of a message that still fits a terminal."""
+  if len(broken) <= _SPELT_OUT:
+    return broken
+  return [*broken[:_SPELT_OUT], f"and {len(broken) - _SPELT_OUT} more: all are in {path}"]
 
 
 def _refuse_other_predictions(config, model, folder):
