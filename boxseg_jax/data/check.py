@@ -4,14 +4,13 @@ What is wrong with a split as a whole is judged by `findings`, from what was see
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from boxseg_jax.batch import VOID
-from boxseg_jax.data import survey
+from boxseg_jax.data import feed, survey
 from boxseg_jax.data.records import Record
 from boxseg_jax.data.survey import Facts
 from boxseg_jax.errors import InputError
@@ -21,6 +20,7 @@ _OUTSIDE, _NO_AREA = "lies outside of the image", "has no area in the image"
 # Decoding a JPEG at an eighth costs least, and finds a broken file as well; not below this size
 # (height, width), where different photographs would begin to look the same.
 _GLANCE = (48, 48)
+_AHEAD = 8  # images for each thread, so that none waits for its neighbours
 
 
 def look_at(
@@ -46,11 +46,11 @@ def look_at(
     or mask, one of another size than annotated, a label that is no class and not 255, a
     box outside of the image or without area, or of no class.
   """
-  facts = []
-  with ThreadPoolExecutor(max(workers, 1)) as pool:
-    for seen in pool.map(partial(_look, num_classes), records):
-      facts.append(seen)
-      progress(len(facts))
+  facts: list[Facts] = []
+  # Not a map of a pool, which would queue every image of the split at once.
+  for seen in feed.ahead(partial(_look, num_classes), records, workers, _AHEAD * max(workers, 1)):
+    facts.append(seen)
+    progress(len(facts))
   return facts
 
 

@@ -29,6 +29,7 @@ from boxseg_jax.data.survey import Summary
 from boxseg_jax.errors import InputError
 
 _LISTED = 10  # items that a message spells out
+_EQUAL = 4  # names of equal images that are spelt out
 _MOST = 0.5  # share from which it is the rule and no slip
 # Rounding and loose polygons alone leave a few percent outside.
 _UNCOVERED = 0.05
@@ -291,8 +292,14 @@ def _duplicates(summary):
   if not summary.duplicates:
     return []
   count = sum(len(group) - 1 for group in summary.duplicates)
-  items = tuple(" = ".join(group) for group in summary.duplicates)
+  items = tuple(map(_equals, summary.duplicates))
   return [Finding(False, f"{_images(count)} {_are(count)} there more than once", items)]
+
+
+def _equals(names):
+  """Names of equal images; of a set made of one image they would fill pages."""
+  more = f" (and {len(names) - _EQUAL} more)" if len(names) > _EQUAL else ""
+  return " = ".join(names[:_EQUAL]) + more
 
 
 def _name(label, class_names):

@@ -74,9 +74,9 @@ def read_instances(folder: Path, class_names: Sequence[str]) -> list[AnnotatedIm
     _require_box(where, entry.get("bbox"))
     if entry.get("iscrowd") not in (None, 0, 1):  # the text "0" would be taken for true
       raise InputError(f'{where}: "iscrowd" is {reprlib.repr(entry["iscrowd"])}, not 0 or 1')
-    image.annotations.append(
-      {**entry, "class": _class_of(where, entry.get("category_id"), categories, class_names)}
-    )
+    # Not copied: of a large file the annotations are most of the memory.
+    entry["class"] = _class_of(where, entry.get("category_id"), categories, class_names)
+    image.annotations.append(entry)
   return list(listed.values())
 
 

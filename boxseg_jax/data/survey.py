@@ -272,21 +272,23 @@ def _most_uncovered(both):
 
 def _sizes(facts, canvas):
   """Sizes of boxes where the network sees them."""
-  scales = [np.array(fitted_size(seen.size, canvas)) / seen.size for seen in facts]
-  sides = [seen.sides * scale for seen, scale in zip(facts, scales, strict=True)]
-  boxes = [
-    (seen.image_id, int(label), *map(float, side))
-    for seen, own in zip(facts, sides, strict=True)
-    for label, side in zip(seen.box_classes, own, strict=True)
-    if min(side) > 0  # one without area is told as such
-  ]
-  smallest = {}
-  for box in sorted(boxes, key=lambda box: box[2] * box[3]):
-    smallest.setdefault(box[1], box)
+  counts = [len(seen.box_classes) for seen in facts]
+  scales = np.array([np.divide(fitted_size(seen.size, canvas), seen.size) for seen in facts])
+  sides = np.concatenate([np.zeros((0, 2), np.float32), *(seen.sides for seen in facts)])
+  classes = np.concatenate([np.zeros(0, np.int32), *(seen.box_classes for seen in facts)])
+  owners = np.repeat(np.arange(len(facts)), counts)
+  sides = sides * scales.reshape(-1, 2)[owners]
+  real = sides.min(axis=1, initial=np.inf) > 0  # one without area is told as such
+  sides, classes, owners = sides[real], classes[real], owners[real]
+  by_area = np.argsort(sides.prod(axis=1), kind="stable")
+  firsts = np.sort(np.unique(classes[by_area], return_index=True)[1])
   return {
-    "smallest": list(smallest.values()),
-    "thin_sides": np.array([min(box[2:]) for box in boxes], np.float32),
-    "side_classes": np.array([box[1] for box in boxes], np.int32),
+    "smallest": [
+      (facts[owners[box]].image_id, int(classes[box]), *map(float, sides[box]))
+      for box in by_area[firsts]
+    ],
+    "thin_sides": sides.min(axis=1, initial=np.inf).astype(np.float32),
+    "side_classes": classes.astype(np.int32),
   }
 
 
