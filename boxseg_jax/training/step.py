@@ -252,15 +252,6 @@ def _accumulated_gradients(loss, state: TrainState, batch, accumulate: int):
   return grads, sums, stats
 
 
-def _unless_padding(learned: TrainState, state: TrainState, valid, axis_name: str) -> TrainState:
-  """What was learned; of a batch of nothing but padding nothing is.
-
-  Its gradient is 0, but decay and momentum would go on, and statistics be those of black images.
-  """
-  is_real = jax.lax.psum(jnp.any(valid).astype(jnp.int32), axis_name) > 0
-  return jax.tree.map(lambda new, old: jnp.where(is_real, new, old), learned, state)
-
-
 def make_train_step(
   model,
   optimizer: optax.GradientTransformation,
@@ -285,8 +276,8 @@ def make_train_step(
     axis_name: axis over the devices.
 
   Returns:
-    `(state, batch) -> (state, metrics)`. A batch of nothing but padding counts as a step and
-    changes nothing else. Metrics are float32 sums over the global batch or its means: "loss"
+    `(state, batch) -> (state, metrics)`. A batch without a pixel to learn from counts as a step
+    and changes nothing else. Metrics are float32 sums over the global batch or its means: "loss"
     and its terms, "certainty_box" (mean inside boxes), "grad_norm", "param_norm",
     "intersection" and "union" [num_classes - 1].
   """
@@ -297,8 +288,9 @@ def make_train_step(
     batch = augment(batch, keys)
     grads, sums, batch_stats = _accumulated_gradients(loss, state, batch, accumulate)
     grads, sums = jax.lax.psum((grads, sums), axis_name)
+    counted = sums.pop("weight")
     # The floor keeps a batch without a single counted pixel finite.
-    weight = jnp.maximum(sums.pop("weight"), 1.0)
+    weight = jnp.maximum(counted, 1.0)
     grads = jax.tree.map(lambda g: g / weight, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -310,7 +302,9 @@ def make_train_step(
     metrics["grad_norm"] = optax.global_norm(grads)
     metrics["param_norm"] = optax.global_norm(params)
     learned = TrainState(state.step, params, batch_stats, ema, opt_state)
-    state = _unless_padding(learned, state, batch["valid"], axis_name)
+    # Without a pixel to learn from the gradient is 0, but decay and momentum would go on, and
+    # statistics be those of black images.
+    state = jax.tree.map(partial(jnp.where, counted > 0), learned, state)
     return state.replace(step=state.step + 1), metrics | sums
 
   return train_step
