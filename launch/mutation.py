@@ -25,6 +25,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -41,31 +42,33 @@ RUNS_PER_PROCESS = 40  # compiled programs of mutants pile up
 LEAST_PER_FILE = 5
 
 
-def mutants_of(file: str) -> list[dict]:
-  """Every mutant of a file that counts: operator, line, lines before and after, source."""
+def candidates(file: str) -> list[tuple[str, int]]:
+  """(operator, which of its occurrences in the file) of everything that cosmic-ray would change."""
+  from cosmic_ray import ast as trees
   from cosmic_ray import plugins
 
-  source = (ROOT / file).read_text()
-  seen, found = {_meaning(source)}, []
+  nodes, found = list(trees.ast_nodes(trees.get_ast((ROOT / file).read_text()))), []
   for name in sorted(plugins.operator_names()):
     operator = plugins.get_operator(name)
     if _is_fair(name) and not operator.arguments():
-      found += _mutants_by(operator(), name, file, source, seen)
+      count = sum(len(list(operator().mutation_positions(node))) for node in nodes)
+      found += [(name, occurrence) for occurrence in range(count)]
   return found
 
 
-def _mutants_by(operator, name, file, source, seen):
-  from cosmic_ray.mutating import mutate_code
+def mutants(file: str, chosen):
+  """Those of the candidates that count, each once: operator, line, what it was and is, source."""
+  from cosmic_ray import mutating, plugins
 
-  occurrence, found = 0, []
-  while (changed := mutate_code(source, operator, occurrence)) is not None:
-    occurrence += 1
+  source = (ROOT / file).read_text()
+  seen = {_meaning(source)}
+  for name, occurrence in chosen:
+    changed = mutating.mutate_code(source, plugins.get_operator(name)(), occurrence)
     with contextlib.suppress(SyntaxError):  # no program, no mutant
       meaning = _meaning(changed)
       if meaning not in seen:
         seen.add(meaning)
-        found.append({"file": file, "operator": name, **_difference(source, changed)})
-  return found
+        yield {"file": file, "operator": name, **_difference(source, changed)}
 
 
 def _is_fair(name):
@@ -112,17 +115,31 @@ def _difference(source, changed):
   return {"line": top + 1, "old": old, "new": new, "source": changed}
 
 
-def sample(mutants: dict[str, list], size: int, seed: int) -> list[dict]:
-  """`size` mutants in proportion to the files, at least 5 of each; 0 = all.
+def sample(files, size: int, seed: int) -> list[dict]:
+  """`size` mutants in proportion to the files' candidates, at least 5 of each; 0 = all.
 
   A larger sample of the same seed contains the smaller one.
   """
-  total, chosen = sum(map(len, mutants.values())), []
-  for file, every in mutants.items():
-    drawn = random.Random(f"{seed}:{file}").sample(every, len(every))
-    share = max(round(size * len(every) / total), LEAST_PER_FILE) if size else len(every)
-    chosen += drawn[:share]
+  every, chosen = {file: candidates(file) for file in files}, []
+  total = sum(map(len, every.values()))
+  for file, of_file in every.items():
+    random.Random(f"{seed}:{file}").shuffle(of_file)
+    share = max(round(size * len(of_file) / total), LEAST_PER_FILE) if size else None
+    chosen += itertools.islice(mutants(file, of_file), share)
+  random.Random(seed).shuffle(chosen)  # a run that is stopped early has a sample, too
   return chosen
+
+
+def survivors(files, path: Path) -> list[dict]:
+  """Mutants that survived in the results of an earlier run, as far as their lines still stand."""
+  earlier = [result for result in read_lines(path) if result["outcome"] == "survived"]
+  found = []
+  for file in files:
+    wanted = {(r["operator"], r["old"], r["new"]) for r in earlier if r["file"] == file}
+    operators = {operator for operator, _, _ in wanted}
+    again = mutants(file, [one for one in candidates(file) if one[0] in operators])
+    found += [m for m in again if (m["operator"], m["old"], m["new"]) in wanted]
+  return found
 
 
 class _Changed(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader):
@@ -245,16 +262,15 @@ def time_limits(files, runner):
   """Five times what the tests of each file take as it is, which they must pass."""
   limits = {}
   for file in files:
-    source = (ROOT / file).read_text()
-    for _ in range(2):  # the first run compiles
+    tests = tuple(SETTINGS["tests"][file])
+    if tests not in limits:
       start = time.monotonic()
-      status, test, output = runner.run(file, source, 1800) or (None, "", "")
+      status, test, output = runner.run(file, (ROOT / file).read_text(), 1800) or (None, "", "")
       if status != 0:
         raise SystemExit(f"{file}: its tests fail without any mutant: {test}\n{output}")
-      seconds = time.monotonic() - start
-    limits[file] = 30 + 5 * seconds
-    print(f"{file}: {seconds:.1f} s", flush=True)
-  return limits
+      limits[tests] = 30 + 5 * (time.monotonic() - start)
+      print(f"{' '.join(tests)}: {time.monotonic() - start:.1f} s", flush=True)
+  return {file: limits[tuple(SETTINGS["tests"][file])] for file in files}
 
 
 def key_of(mutant):
@@ -278,11 +294,10 @@ def print_table(results):
 
 def main(given):
   files = [file for file in SETTINGS["tests"] if given.only in file]
-  chosen = sample({file: mutants_of(file) for file in files}, given.sample, given.seed)
   if given.survivors_of:
-    survived = [r for r in read_lines(given.survivors_of) if r["outcome"] == "survived"]
-    wanted = set(map(key_of, survived))
-    chosen = [m for file in files for m in mutants_of(file) if key_of(m) in wanted]
+    chosen = survivors(files, given.survivors_of)
+  else:
+    chosen = sample(files, given.sample, given.seed)
   done = {key_of(result) for result in read_lines(given.out)}
   left = [mutant for mutant in chosen if key_of(mutant) not in done]
   print(f"{len(chosen)} mutants, {len(left)} to run", flush=True)

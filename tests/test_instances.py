@@ -3,7 +3,6 @@
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
@@ -17,7 +16,7 @@ BOXES = {
   "alone": ([(2, 3, 9, 10)], [1]),
   "of one class": ([(2, 1, 9, 8), (4, 4, 12, 11), (0, 0, 5, 5)], [2, 2, 2]),
   "of several classes": ([(1, 2, 10, 9), (3, 0, 11, 6), (5.5, 5.2, 8.1, 12)], [1, 3, 2]),
-  "with padding": ([(1, 2, 10, 9), (0, 0, 12, 12)], [3, 0]),
+  "larger than the crop": ([(-3, -2, 13, 15), (0, 0, 6, 12)], [3, 1]),
   "one pixel": ([(4, 4, 5, 5), (2, 2, 9, 9)], [1, 2]),
 }
 
@@ -30,7 +29,9 @@ def a_crop(boxes, classes, *, seed=0, scale=2.0, hidden=0):
   logits, own = (scale * rng.normal(size=(SIDE, SIDE, 4)) for _ in range(2))
   image = rng.uniform(0.3, 0.4, (SIDE, SIDE, 3)) + 0.05 * (np.indices((SIDE, SIDE))[1:] > 5).T
   places = np.arange(SIDE) + 0.5
-  moved = np.array(boxes, float) + [20, 30, 20, 30]
+  padding = 3 - len(boxes)
+  moved = np.array([*boxes, *[(0, 0, 12, 12)] * padding], float) + [20, 30, 20, 30]
+  classes = np.array([*classes, *[0] * padding], np.int32)
   return instances.Crop(logits, own, image, 20 + places, 30 + places, shown, moved, classes)
 
 
@@ -130,19 +131,20 @@ def filled(probabilities, crop, inside):
   shares = [special.expit(odds[inside] + shift).mean() for shift in shifts]
   wanted = np.clip(shares[6], *BANDS[crop.box_classes[0]])
   moved = special.expit(odds + np.interp(wanted, shares, shifts))
-  return probabilities[..., 1] * moved / probabilities[..., 1:].sum(-1)
+  of_any = probabilities[..., 1:].sum(-1)
+  return probabilities[..., 1] * moved / np.where(inside, of_any, 1.0)
+
+
+@jax.jit
+def masks(crops):
+  return instances.masks(crops, MEAN_MASKS, BANDS)
 
 
 def found(crops):
-  """`instances.masks` of crops of as many boxes each."""
-  stacked = [
-    np.stack(part) if np.asarray(part[0]).dtype in (bool, int) else np.float32(part)
-    for part in zip(*crops, strict=True)
-  ]
-  stacked[-1] = stacked[-1].astype(np.int32)
-  return jax.tree.map(
-    np.asarray, instances.masks(instances.Crop(*map(jnp.asarray, stacked)), MEAN_MASKS, BANDS)
-  )
+  """`instances.masks` of crops, in float32."""
+  stacked = instances.Crop(*map(np.stack, zip(*crops, strict=True)))
+  stacked = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == float else x, stacked)
+  return jax.tree.map(np.asarray, masks(stacked))
 
 
 @pytest.mark.parametrize("hidden", [0, 4])

@@ -12,7 +12,6 @@ from scipy import special
 from boxseg_jax import augment, models
 from boxseg_jax.batch import VOID
 from boxseg_jax.data import order, shapes
-from boxseg_jax.data.box_priors import box_priors
 from boxseg_jax.data.examples import ExampleReader
 from boxseg_jax.data.records import max_boxes
 from boxseg_jax.evaluation import metrics
@@ -356,12 +355,25 @@ def test_empty_boxes_change_no_target():
   np.testing.assert_allclose(plain, more, atol=1e-6)
 
 
-def steps_of(changes, **kind):
-  """(state before, state, metrics) of a step on a batch that is changed."""
-  batch = training.a_batch() | changes
-  state, history = training.train(steps=1, batches=[batch], **kind)
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, history)))
-  return training.first_variables(training.a_model()), state, history[0]
+@cache
+def training_step():
+  """(compiled step, state at its start, takes a batch to the device)."""
+  model, parallel = training.a_model(), Parallel("jit", jax.devices()[:1])
+  step, optimizer = training.a_step(model)
+  state = parallel.replicate(create_state(training.first_variables(model), optimizer=optimizer))
+  return parallel.compile(step), state, parallel.put_batch
+
+
+def states_of(*batches):
+  """The state before a step on each batch, with changes to the usual one, and the last metrics."""
+  step, state, put_batch = training_step()
+  states = [jax.device_get(state)]
+  for changes in batches:
+    state, metrics = step(state, put_batch(training.a_batch() | changes))
+    states.append(jax.device_get(state))
+  metrics = jax.device_get(metrics)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((states, metrics)))
+  return states, metrics
 
 
 def assert_only_decayed(before, after):
@@ -377,52 +389,29 @@ ALL, NONE = np.ones(training.BATCH, bool), np.zeros(training.BATCH, bool)
 
 class TestBatchesOfNothing:
   def test_without_a_mask_image_the_teacher_learns_nothing(self):
-    before, state, metrics = steps_of({"has_mask": NONE, "labels": VOID_LABELS})
+    (before, after), metrics = states_of({"has_mask": NONE, "labels": VOID_LABELS})
     assert metrics["loss_mask"] == metrics["loss_teacher"] == 0 < metrics["loss_outside"]
-    assert_only_decayed(before["params"]["teacher"], state.params["teacher"])
+    assert_only_decayed(before.params["teacher"], after.params["teacher"])
 
   def test_without_a_box_image_sigma_learns_nothing(self):
-    before, state, metrics = steps_of({"has_mask": ALL, "labels": KNOWN_LABELS})
+    (before, after), metrics = states_of({"has_mask": ALL, "labels": KNOWN_LABELS})
     assert metrics["loss_box"] == metrics["loss_sigma"] == metrics["loss_outside"] == 0
     assert metrics["loss_mask"] > 0
-    assert_only_decayed(before["params"]["head"]["sigma"], state.params["head"]["sigma"])
-
-  @pytest.mark.parametrize(
-    ("has_mask", "kind"),
-    [
-      (NONE, {"mask_images": 0, "box_images": training.BATCH, "teacher": "self"}),
-      (ALL, {"mask_images": training.BATCH, "box_images": 0, "teacher": "self"}),
-    ],
-    ids=["boxes", "masks"],
-  )
-  def test_data_of_one_kind(self, has_mask, kind):
-    labels = KNOWN_LABELS if has_mask.all() else VOID_LABELS
-    _, _, metrics = steps_of({"has_mask": has_mask, "labels": labels}, **kind)
-    assert metrics["loss"] > 0
+    assert_only_decayed(before.params["head"]["sigma"], after.params["head"]["sigma"])
 
   def test_void_alone_teaches_nothing(self):
     """No pixel counts; the images are still images, and batch norm sees them."""
-    before, state, metrics = steps_of({"has_mask": ALL, "labels": VOID_LABELS})
+    (before, after), metrics = states_of({"has_mask": ALL, "labels": VOID_LABELS})
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0
-    assert_only_decayed(before["params"], state.params)
-    moved = [
-      np.any(old != new)
-      for old, new in zip(
-        jax.tree.leaves(before["batch_stats"]), jax.tree.leaves(state.batch_stats), strict=True
-      )
-    ]
-    assert all(moved)
+    assert_only_decayed(before.params, after.params)
+    pairs = zip(*map(jax.tree.leaves, (before.batch_stats, after.batch_stats)), strict=True)
+    assert all(np.any(old != new) for old, new in pairs)
 
-  @pytest.mark.parametrize(("kind", "devices"), [("pmap", 1), ("jit", 8)])
-  def test_padding_alone_changes_nothing_but_the_count(self, kind, devices):
-    real = training.a_batch()
-    padding = real | {"valid": NONE}
-    one, _ = training.train(kind, devices, batches=[real])
-    other, history = training.train(kind, devices, batches=[real, padding])
+  def test_padding_alone_changes_nothing_but_the_count(self):
+    (_, one, other), metrics = states_of({}, {"valid": NONE})
     assert (int(one.step), int(other.step)) == (1, 2)
     jax.tree.map(np.testing.assert_array_equal, one, other.replace(step=one.step))
-    assert all(np.isfinite(value).all() for value in history[1].values())
-    assert history[1]["loss"] == 0 and history[1]["grad_norm"] == 0
+    assert metrics["loss"] == 0 and metrics["grad_norm"] == 0
 
 
 STEPS, WINDOW, SIDE, IMAGES, MASKS, BATCH = 200, 20, 32, 24, 6, 6
@@ -436,12 +425,14 @@ def scenes():
   reader = ExampleReader(records, (SIDE, SIDE), max_boxes(records), hidden, cache=True)
   settings = training.settings(
     num_classes=4,
+    inside_boxes="uncertainty",
+    bootstrap="soft",  # the paper's, of the network itself: half as much to compile
+    teacher="self",
     mask_images=2,
     box_images=BATCH - 2,
     bootstrap_start=20,
     bootstrap_ramp=40,
     class_weights=(1.0,) * 4,
-    box_priors=box_priors(records[:MASKS], 4),
   )
   return reader, settings
 
@@ -468,8 +459,8 @@ def train_scenes(dtype, rounding_seed=None):
   model = models.build(
     "unet", num_classes=4, encoder="conv", width=4, levels=2, dtype=dtype, axis_name=AXIS
   )
-  image, maps = (np.zeros((1, SIDE, SIDE, channels), np.float32) for channels in (3, 6))
-  variables = model.init(jax.random.key(0), image, maps, train=False, method="with_teacher")
+  image = np.zeros((1, SIDE, SIDE, 3), np.float32)
+  variables = model.init(jax.random.key(0, impl="rbg"), image, train=False)
   if rounding_seed is not None:
     rng = np.random.default_rng(rounding_seed)
     eps = np.finfo(np.float32).eps
@@ -512,3 +503,17 @@ def scene_iou(model, state):
   predicted = np.argmax(outputs.logits, axis=-1)
   counts = metrics.confusion(predicted, labels.astype(np.int32), 4)
   return metrics.summary(np.asarray(counts))["foreground_iou"]
+
+
+def test_bfloat16_follows_float32_for_200_steps():
+  """Within 3 % of the loss, averaged over windows of 20 steps, and 0.02 of the IoU.
+
+  What float32 alone rounds off, in the first parameters, moved the same losses by 0.3 % and the
+  IoU by 0.002; bfloat16 by 0.9 % and 0.006 (the largest of three runs each, on a CPU).
+  """
+  (plain, plain_iou), (half, half_iou) = (train_scenes(kind) for kind in ("float32", "bfloat16"))
+  assert np.any(plain != half)
+  plain, half = (x.reshape(-1, WINDOW).mean(axis=1) for x in (plain, half))
+  assert plain[-1] < 0.5 * plain[0] and plain_iou > 0.25  # something was learned
+  np.testing.assert_allclose(half, plain, rtol=0.03)
+  assert half_iou == pytest.approx(plain_iou, abs=0.02)
