@@ -212,6 +212,9 @@ def _train():
     # Checkpoints kept: the newest, and the best one by `best_metric`.
     "keep_checkpoints": 2,
     "best_metric": "foreground_iou",
+    # What a file that cannot be written (a full disk) does: "stop", or "go_on" without it to the
+    # next checkpoint; the last one has to succeed. Runs of several processes always stop.
+    "on_failed_write": "stop",
   }
 
 
@@ -327,6 +330,7 @@ _CHOICES = {
   "eval.tiles": ("fit", "slide"),
   "loss.bootstrap": ("none", "posterior", "soft", "predicted", "hard"),
   "loss.teacher": ("boxes", "self"),
+  "train.on_failed_write": ("stop", "go_on"),
 }
 MAX_CLASSES = 255  # label 255 is void
 

@@ -24,6 +24,14 @@ class InputError(ToldError):
   status = 2
 
 
+class WriteError(InputError):
+  """A file cannot be written: the disk is full, or the folder is not to be written to."""
+
+
+class OutOfMemoryError(ToldError):
+  """A device or the host has too little memory; the message says what to lower."""
+
+
 class NonFiniteLossError(ToldError):
   """The loss became NaN or infinite; the last good checkpoint is kept."""
 

@@ -1,11 +1,14 @@
 """Files that are either whole or not there, whatever happens to the process that writes them."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+import platform
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from boxseg_jax.errors import InputError
+from boxseg_jax.errors import InputError, WriteError
 
 
 def write(path: str | Path, writer: Callable[[Path], Any]) -> None:
@@ -16,7 +19,7 @@ def write(path: str | Path, writer: Callable[[Path], Any]) -> None:
     writer: writes the file whose path it is given.
 
   Raises:
-    InputError: it cannot be written.
+    WriteError: it cannot be written; what was there is left as it was.
   """
   path = Path(path)
   unfinished = path.with_name(path.name + ".unfinished")
@@ -25,7 +28,50 @@ def write(path: str | Path, writer: Callable[[Path], Any]) -> None:
     writer(unfinished)
     unfinished.replace(path)
   except OSError as error:
-    raise InputError(f"{path} cannot be written: {error}") from error
+    with contextlib.suppress(OSError):  # on a full disk its space is wanted
+      unfinished.unlink(missing_ok=True)
+    raise WriteError(f"{path} cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, whose: str, report: Callable[[str], None]) -> Iterator[None]:
+  """Keeps other processes out of this context; the kernel lets go when the process dies.
+
+  Args:
+    path: of a file, made where it is missing and left behind; it says which process has it.
+    whose: what is locked, for the message.
+    report: takes a line of text where the file system has no locks: then nobody is kept out.
+
+  Raises:
+    InputError: another process, or another thread of this one, is in there.
+    WriteError: the file cannot be written.
+  """
+  try:
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed below
+  except OSError as error:
+    raise WriteError(f"{path} cannot be written: {error}") from error
+  with file:
+    _lock(file, whose, report)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    yield
+
+
+def _lock(file, whose, report):
+  try:
+    import fcntl
+  except ImportError:
+    report(f"{whose}: this system has no locks, so see to it that no other run writes there.")
+    return
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    file.seek(0)
+    other = file.read().strip() or "another process"
+    raise InputError(f"{whose} is in use by {other}: wait for it, or choose another") from error
+  except OSError as error:
+    report(f"{whose}: no lock ({error}), so see to it that no other run writes there.")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

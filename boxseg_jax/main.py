@@ -59,11 +59,12 @@ def _main(_) -> None:
   # Imported late, so that a misspelt flag is told at once.
   from boxseg_jax import parallel
   from boxseg_jax.apps import benchmark, check_data, export, label, predict, report, results, study
-  from boxseg_jax.training import loop
+  from boxseg_jax.training import loop, memory
 
   values = flags.FLAGS
-  # Orbax tells every rename as INFO, every checkpoint between evaluations as a WARNING.
-  logging.set_verbosity(logging.ERROR)
+  # Orbax tells every rename as INFO, every checkpoint between evaluations as a WARNING, and as an
+  # ERROR, with a traceback, what it raises as well.
+  logging.set_verbosity(logging.FATAL)
   runs = {"train": loop.train, "evaluate": results.evaluate_run}
   if values.distributed and values.mode not in runs:
     raise InputError(f"--distributed is for the modes {', '.join(runs)}, not for {values.mode}")
@@ -73,7 +74,7 @@ def _main(_) -> None:
   runs |= {"predict": partial(predict.run, images=values.images, to=values.to)}
   parallel.start(values.compilation_cache, distributed=values.distributed)
   workdir = Path(values.workdir)
-  with parallel.lost_processes():
+  with parallel.lost_processes(), memory.told(values.config):
     outcome = runs[values.mode](values.config, workdir)
   print(outcome if isinstance(outcome, str) else results.table(outcome, workdir))
 

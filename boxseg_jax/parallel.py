@@ -90,6 +90,12 @@ def lost_processes() -> Iterator[None]:
     ) from error
 
 
+def wait_for_all(what: str) -> None:
+  """Returns when all processes of the job have come here; `what` tells places apart."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
 class StopRequest:
   """Learns of SIGTERM (which preempted machines get, too) in time for a last checkpoint.
 

@@ -1,12 +1,15 @@
 """The progress line and the metric files: what a person and a resumed run get to see."""
 
+import errno
 import io
 import json
 import math
+import os
 
 import numpy as np
 import pytest
 
+from boxseg_jax.errors import WriteError
 from boxseg_jax.training.metric_writer import MetricWriter
 from boxseg_jax.training.progress import Progress
 
@@ -234,3 +237,71 @@ def test_tensorboard_is_told_to_hide_what_a_resume_repeats(tmp_path):
   writer.close()
   starts = [event.step for event in read_events(tmp_path) if event.HasField("session_log")]
   assert starts == [21]
+
+
+def test_lines_that_cannot_be_written_wait_and_none_is_halved(tmp_path, monkeypatch):
+  writer = MetricWriter(tmp_path)
+  writer.write(1, {"loss": 1.0})
+  with monkeypatch.context() as patch:
+    patch.setattr("builtins.open", _on_a_full_disk(open))
+    writer.write(2, {"loss": 2.0})
+    with pytest.raises(WriteError, match=r"metrics\.jsonl cannot be written: .*No space left"):
+      writer.flush()
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [1]
+  writer.write(3, {"loss": 3.0})
+  writer.flush()
+  writer.close()
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def _on_a_full_disk(really_open):
+  """Files of which half of what is written gets in, once, as when a disk becomes full."""
+
+  class Full(io.FileIO):
+    calls = 0
+
+    def write(self, content):
+      self.calls += 1
+      if self.calls > 1:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      return super().write(bytes(content)[: len(content) // 2])
+
+  def opened(path, mode="r", *args, **kwargs):
+    is_log = str(path).endswith("metrics.jsonl") and "a" in mode
+    return Full(path, "a") if is_log else really_open(path, mode, *args, **kwargs)
+
+  return opened
+
+
+def test_tensorboard_on_a_full_disk_neither_hangs_nor_is_silent(tmp_path, monkeypatch):
+  """Its own writer has a thread that dies, and a queue that then fills up."""
+  writer = MetricWriter(tmp_path)
+
+  def fails(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with monkeypatch.context() as patch:
+    patch.setattr("tensorboardX.event_file_writer.EventsWriter.write_event", fails)
+    for step in range(50):
+      writer.write(step, {"loss": 1.0})
+    with pytest.raises(WriteError, match="tensorboard cannot be written: .*No space left"):
+      writer.flush_tensorboard()
+  writer.write(50, {"loss": 2.0})
+  writer.flush_tensorboard()
+  writer.close()
+  assert [event.step for event in read_events(tmp_path) if event.summary.value] == [50]
+  assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 51
+
+
+def test_a_clock_that_goes_back_makes_no_rate_negative():
+  times = iter([10.0, 11.0, 12.0, 5.0, 6.0, 7.0, 8.0, 13.0, 14.0, 15.0, 16.0, 17.0])
+  progress = Progress(9, io.StringIO(), batch_size=4, clock=lambda: next(times))
+  batches = progress.watch(range(3))
+  for step in (1, 2, 3):
+    next(batches)
+    progress.update(step, loss=1.0)
+    measured = progress.measured()
+    assert all(math.isnan(value) or value >= 0 for value in measured.values()), measured
+  assert progress.images_per_second > 0

@@ -66,7 +66,18 @@ def open_best(config: ConfigDict, workdir, *, report=print) -> tuple[Run, int, T
     raise InputError(f"{workdir} holds no run")
   run = Run(config, workdir, report=report)
   with run.open_checkpoints(read_only=True) as checkpoints:
-    step = checkpoints.best_step()
-    if step is None:
+    steps = checkpoints.best_steps()
+    if not steps:
       raise InputError(f"{workdir} holds no checkpoint")
-    return run, step, run.restore(checkpoints, step)
+    return run, *_first_sound(run, checkpoints, steps)
+
+
+def _first_sound(run, checkpoints, steps):
+  """(step, state) of the first checkpoint that can be read; what is wrong with others is told."""
+  *others, last = steps
+  for step in others:
+    try:
+      return step, run.restore(checkpoints, step)
+    except InputError as error:
+      run.report(f"Using another one: {error}")
+  return last, run.restore(checkpoints, last)

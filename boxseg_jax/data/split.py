@@ -8,7 +8,7 @@ from typing import NamedTuple
 from etils import epath
 
 from boxseg_jax.data.records import Record
-from boxseg_jax.errors import InputError
+from boxseg_jax.errors import InputError, WriteError
 
 
 class Split(NamedTuple):
@@ -64,12 +64,18 @@ def write_split(path: str, split: Split) -> None:
   Args:
     path: local path or any that etils.epath knows (gs://...).
     split: the split.
+
+  Raises:
+    WriteError: it cannot be written.
   """
   target = epath.Path(path)
-  target.parent.mkdir(parents=True, exist_ok=True)
   unfinished = target.parent / f"{target.name}.unfinished"
-  unfinished.write_text(json.dumps(split._asdict(), indent=1) + "\n")
-  unfinished.replace(target)
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.write_text(json.dumps(split._asdict(), indent=1) + "\n")
+    unfinished.replace(target)
+  except OSError as error:
+    raise WriteError(f"{path} cannot be written: {error}") from error
 
 
 def read_split(path: str, records: Sequence[Record]) -> Split:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from boxseg_jax.errors import NonFiniteLossError, StoppedError
 from boxseg_jax.files import write_json
 from boxseg_jax.parallel import StopRequest
-from boxseg_jax.training import origin, snapshots
+from boxseg_jax.training import memory, origin, snapshots
 from boxseg_jax.training.metric_writer import MetricWriter
 from boxseg_jax.training.progress import Progress
 from boxseg_jax.training.run import Run
@@ -35,10 +35,14 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
     InputError: something in the configuration or the data is wrong.
     NonFiniteLossError: the loss is no longer finite.
     StoppedError: it was told to stop (SIGTERM), and has left a checkpoint.
+    WriteError: a file cannot be written; the last good checkpoint is kept.
+    OutOfMemoryError: a device or the host has too little memory.
   """
   run = Run(config, workdir, report=report)
   num_steps = config.train.num_steps
   with contextlib.ExitStack() as at_the_end:
+    at_the_end.enter_context(run.locked())
+    at_the_end.enter_context(memory.told(config, memory.TRAINING))
     checkpoints = at_the_end.enter_context(run.open_checkpoints())
     stop = at_the_end.enter_context(StopRequest())
     writer = at_the_end.enter_context(contextlib.closing(MetricWriter(run.notes)))
@@ -88,15 +92,14 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
           results = _evaluate(run, state, step, writer)
 
       if followed and snapshots.is_due(step, num_steps):
-        with progress.paused():
+        with progress.paused(), run.forgiving():
           snapshots.keep_targets(run.notes, step, run.snapshots.targets(state))
 
       if saving:
         # Only what the window has seen to be finite is ever saved.
         with progress.paused():
-          writer.flush()
-          whole = run.parallel.whole(state)
-          checkpoints.save(step, whole, results if evaluating else None)
+          measured, last = (results if evaluating else None), stopping or step == num_steps
+          run.save(checkpoints, step, state, measured, writer=writer, last=last)
 
       if stopping:
         raise StoppedError(f"Told to stop: the same command goes on from step {step}.")
@@ -114,7 +117,8 @@ def _evaluate(run: Run, state, step: int, writer: MetricWriter) -> dict[str, flo
   if run.config.eval.pictures:
     picture = run.snapshots.draw(state)
     writer.write_image(step, "training_images", picture)
-    snapshots.save(run.notes, step, picture)
+    with run.forgiving():
+      snapshots.save(run.notes, step, picture)
   return results
 
 

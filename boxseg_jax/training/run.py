@@ -1,24 +1,27 @@
 """One run: a configuration, its workdir, and everything opened for the two."""
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from boxseg_jax import config as configuration
+from boxseg_jax import files
 from boxseg_jax.data import training_set
-from boxseg_jax.errors import InputError
+from boxseg_jax.errors import InputError, WriteError
 from boxseg_jax.evaluation import evaluate
 from boxseg_jax.files import read_json, write_json
 from boxseg_jax.parallel import Parallel
-from boxseg_jax.training import build, saved, trace
+from boxseg_jax.training import build, memory, saved, trace
 from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.snapshots import Snapshots
 
 # Parts of the configuration that change nothing in what a run becomes.
-_OF_NO_RUN = ("study.", "benchmark.", "predict.", "label.", "export.", "train.profile_steps")
+_OF_NO_RUN = ("study.", "benchmark.", "predict.", "label.", "export.")
+_OF_NO_RUN += ("train.profile_steps", "train.on_failed_write")
 
 
 class Run:
@@ -34,6 +37,7 @@ class Run:
     optimizer: optax transformation.
     schedule: learning rate by step.
     settings: step.LossSettings.
+    report: takes lines of text for the person who waits.
   """
 
   def __init__(self, config: ConfigDict, workdir, *, report: Callable[[str], None] = print):
@@ -48,7 +52,7 @@ class Run:
       InputError: something in the configuration or the data is wrong.
     """
     configuration.check(config)
-    self.config, self.workdir = config, Path(workdir)
+    self.config, self.workdir, self.report = config, Path(workdir), report
     refuse_other_configuration(config, self.workdir)
     self.parallel = Parallel(config.parallel.kind)
     self.parallel.check_batch_size("eval.batch_size", config.eval.batch_size)
@@ -92,7 +96,55 @@ class Run:
       keep=train.keep_checkpoints,
       best_metric=train.best_metric,
       read_only=read_only,
+      report=self.report,
     )
+
+  def locked(self):
+    """Context in which no other process may train in the workdir; others may read it."""
+    if self.parallel.process_index:
+      return contextlib.nullcontext()  # the first one has it for all of them
+    return files.locked(self.workdir / ".lock", f"the workdir {self.workdir}", self.report)
+
+  @contextlib.contextmanager
+  def forgiving(self, *, at_the_end: bool = False) -> Iterator[None]:
+    """Context in which `train.on_failed_write` decides what it means that a file cannot be written.
+
+    Args:
+      at_the_end: no later file makes up for this one, so the failure is one in any case.
+    """
+    try:
+      yield
+    except WriteError as error:
+      # Processes of a job do not learn of each other's disks, and have to go on together.
+      alone = self.parallel.process_count == 1
+      if at_the_end or not alone or self.config.train.on_failed_write == "stop":
+        raise
+      self.report(f"Going on without: {error}")
+
+  def save(
+    self, checkpoints: Checkpoints, step: int, state, results, *, writer, last: bool
+  ) -> None:
+    """Saves a checkpoint, and before it the log: a run that goes on from it logs no step again.
+
+    Args:
+      checkpoints: where to.
+      step: number of steps taken.
+      state: TrainState.
+      results: of the evaluation at this step, None if there was none.
+      writer: MetricWriter of the run.
+      last: whether no other checkpoint comes after it.
+
+    Raises:
+      WriteError: it could not be saved, and `train.on_failed_write` or `last` makes that an end.
+    """
+    state = self.parallel.whole(state)
+    with self.forgiving():
+      checkpoints.settle()  # the one before this one
+    with self.forgiving():
+      writer.flush_tensorboard()
+    with self.forgiving(at_the_end=last):
+      writer.flush()
+      checkpoints.save(step, state, results)
 
   def first_state(self):
     """The state of step 0 on all devices."""
@@ -136,7 +188,8 @@ class Run:
   def measure(self, state) -> dict[str, float]:
     """All metrics of a state by name, see `evaluation.evaluate.results`."""
     judged = training_set.judged_batches(self.judged, self.config, self.parallel)
-    totals = self._totals(self._evaluators.segmentation, state, judged) | self.box_totals(state)
+    with memory.told(self.config, memory.EVALUATION):
+      totals = self._totals(self._evaluators.segmentation, state, judged) | self.box_totals(state)
     return evaluate.results(totals, self.config.data.class_names)
 
   def box_totals(self, state) -> dict:

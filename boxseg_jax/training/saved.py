@@ -150,7 +150,11 @@ def _of_checkpoints(workdir, step, best_metric, like):
     if step not in checkpoints.steps():
       held = ", ".join(map(str, checkpoints.steps()))
       raise InputError(f"{workdir} holds no checkpoint of step {step} (held: {held})")
-    return step, checkpoints.restore_average(step, like)
+    try:
+      return step, checkpoints.restore_average(step, like)
+    except InputError as error:
+      others = ", ".join(str(other) for other in checkpoints.steps() if other != step) or "none"
+      raise InputError(f"{error}; remove it to use another (of the steps: {others})") from error
 
 
 def _of_file(path):
