@@ -8,7 +8,7 @@ from typing import Any
 from boxseg_jax.errors import InputError
 
 
-def pick(table: Mapping[str, Any], name: str, what: str) -> Any:
+def pick(table: Mapping[Any, Any], name: Any, what: str) -> Any:
   """Gives `table[name]`.
 
   Args:

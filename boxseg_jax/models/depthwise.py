@@ -139,7 +139,7 @@ def computing_by(way):
     module = context.module
     if not isinstance(module, DepthwiseConv) or context.method_name != "__call__":
       return call(*args, **kwargs)
-    kernel = module.get_variable("params", "kernel")
+    kernel: jax.Array = module.get_variable("params", "kernel")
     return way(args[0].astype(module.dtype), kernel.astype(module.dtype), module.stride)
 
   return nn.intercept_methods(intercept)

@@ -5,6 +5,8 @@ Segmentation", IEEE T-ITS 2018. Two differences: no dropout, so that `apply` nee
 numbers, and the last transposed convolution keeps its 16 channels for the shared heads.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -48,11 +50,10 @@ class NonBottleneck1D(nn.Module):
     return nn.relu(x + y)
 
   def _pair(self, x, dilation, train, name):
-    shared = dict(features=x.shape[-1], dtype=self.style.dtype, kernel_init=kernel_init)
-    vertical = dict(kernel_size=(3, 1), kernel_dilation=(dilation, 1), name=f"conv3x1_{name}")
-    horizontal = dict(kernel_size=(1, 3), kernel_dilation=(1, dilation), name=f"conv1x3_{name}")
-    x = nn.relu(nn.Conv(**shared, **vertical)(x))
-    x = nn.Conv(use_bias=False, **shared, **horizontal)(x)
+    convolve = partial(nn.Conv, x.shape[-1], dtype=self.style.dtype, kernel_init=kernel_init)
+    down, across = (dilation, 1), (1, dilation)
+    x = nn.relu(convolve((3, 1), kernel_dilation=down, name=f"conv3x1_{name}")(x))
+    x = convolve((1, 3), kernel_dilation=across, use_bias=False, name=f"conv1x3_{name}")(x)
     return normalise(x, self.style, train, name=f"norm_{name}")
 
 

@@ -104,15 +104,17 @@ def convolution(
   """
   if kernel == (1, 1):
     return Pointwise(features, stride, style.dtype, name=name)
+  cells: str | list[tuple[int, int]] = padding
   if padding == "symmetric":
-    padding = [((k - 1) // 2 * d,) * 2 for k, d in zip(kernel, dilation, strict=True)]
+    halves = [(k - 1) // 2 * d for k, d in zip(kernel, dilation, strict=True)]
+    cells = [(half, half) for half in halves]
   plain = kernel == (3, 3) and stride == 1 and dilation == (1, 1)
   return nn.Conv(
     features,
     kernel,
     strides=stride,
     kernel_dilation=dilation,
-    padding=padding,
+    padding=cells,
     use_bias=False,
     dtype=style.dtype,
     kernel_init=kernel_init,
