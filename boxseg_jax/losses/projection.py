@@ -59,7 +59,7 @@ def affinity_loss(probabilities, image, inside):
     float32 scalar in nats, >= 0; divided by the number of all pairs inside, as in equation 7.
   """
   colours = lab(image)
-  total, pairs = 0.0, 0.0
+  total, pairs = jnp.float32(0.0), jnp.float32(0.0)
   for offset in NEIGHBOURS:
     (p, q), (a, b), (i, j) = (_pairs(x, offset) for x in (probabilities, colours, inside))
     distance = jnp.sqrt(jnp.sum(jnp.square(a - b), -1) + 1e-12)
