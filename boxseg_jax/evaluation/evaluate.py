@@ -55,7 +55,9 @@ def segmentation_sums(
   def compare(logits, labels):
     return metrics.confusion(most_likely_class(logits), labels, num_classes)
 
-  strips = in_strips(compare, logits, batch["extent"], batch["full_size"], labels.shape[1:], labels)
+  _, height, width = labels.shape
+  full = (height, width)
+  strips = in_strips(compare, logits, batch["extent"], batch["full_size"], full, labels)
   return _add_up({"confusion": jnp.sum(strips, axis=0)}, axis_name)
 
 
@@ -161,7 +163,7 @@ def results(totals: dict[str, np.ndarray], class_names: Sequence[str]) -> dict[s
     "boxes/mask_iou", inside boxes. From `sigma_histogram`: "boxes/sigma_auroc" and
     "boxes/sigma_calibration_error". All in [0, 1], NaN where there is nothing to measure.
   """
-  named = {}
+  named: dict[str, float] = {}
   if "confusion" in totals:
     whole = metrics.summary(totals["confusion"])
     per_class = whole.pop("iou")

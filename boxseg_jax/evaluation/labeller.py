@@ -76,7 +76,7 @@ class BoxLabeller:
       mean_masks: of the classes, see `data.box_priors.BoxPriors`.
       fill_bands: likewise.
     """
-    self._canvas = tuple(ZOOM * side for side in canvas)
+    self._canvas = (ZOOM * canvas[0], ZOOM * canvas[1])
 
     def look(state, image, extent, boxes, box_classes):
       return _look(evidence_fn, state, image, extent, boxes, box_classes)
@@ -226,7 +226,7 @@ def _patch(image, low, high) -> np.ndarray:
 
 def _at_own_size(box, size, place, probability, certainty) -> BoxMask:
   """The mask of a box, from the probabilities of its crop."""
-  rows, columns = (_held(*box[[axis, axis + 2]], size[axis]) for axis in (0, 1))
+  rows, columns = (_held(box[axis], box[axis + 2], size[axis]) for axis in (0, 1))
   down, across = (_between(own + 0.5, at) for own, at in zip((rows, columns), place, strict=True))
   own = down @ probability @ across.T
   # Never empty: who drew a box saw something.

@@ -6,7 +6,7 @@ batches, devices and processes in any order to the same numbers. The functions
 down to `uncertainty_histogram` are pure JAX; `summary` and `auroc` are numpy.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def _count(index: jax.Array, counted: jax.Array, shape: tuple[int, int]) -> jax.
   return jnp.zeros(cells, jnp.int32).at[index].add(1, mode="drop").reshape(shape)
 
 
-def summary(counts: np.ndarray) -> dict[str, np.ndarray | float]:
+def summary(counts: np.ndarray) -> dict[str, Any]:
   """Divides a confusion matrix into the usual metrics.
 
   Args:

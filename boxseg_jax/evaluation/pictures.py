@@ -75,6 +75,14 @@ class Views(NamedTuple):
   box_is_crowd: np.ndarray | None = None
 
 
+class _Boxes(NamedTuple):
+  """The boxes of one image, as in `Views`, without the batch axis."""
+
+  boxes: np.ndarray
+  box_classes: np.ndarray
+  box_is_crowd: np.ndarray | None = None
+
+
 def panel(views: Views, class_names: Sequence[str]) -> np.ndarray:
   """A contact sheet: one row per image, one titled column per view, a legend.
 
@@ -128,8 +136,8 @@ def annotated(
   tile = _photo(image, size)
   if labels is not None:
     tile = overlay(tile, _nearest(labels, size), colours)
-  view = Views(image, None, boxes, box_classes, None, None, box_is_crowd=box_is_crowd)
-  return _tagged(_draw_boxes(tile, view, colours), "boxes only" if labels is None else "mask")
+  drawn = _draw_boxes(tile, _Boxes(boxes, box_classes, box_is_crowd), colours)
+  return _tagged(drawn, "boxes only" if labels is None else "mask")
 
 
 def predicted(
@@ -226,7 +234,7 @@ def box_history(
   tiles = [photo, *(_mixture(photo, _nearest(target[crop], size), colours) for target in targets)]
   if true_labels is not None:
     tiles.append(overlay(photo, _nearest(true_labels[crop], size), colours))
-  view = Views(None, None, place[None], np.array([label]), None, None)
+  view = _Boxes(place[None], np.array([label]))
   return [_draw_boxes(tile, view, colours) for tile in tiles]
 
 
@@ -272,7 +280,7 @@ def labelled_box(
   size = _with_side((rows[1] - rows[0], columns[1] - columns[0]), _SMALLEST_TILE)
   photo = _photo(image[crop], size)
   shown = [photo, overlay(photo, label * _nearest(mask[crop], size).astype(int), colours)]
-  view = Views(None, None, place[None], np.array([label]), None, None)
+  view = _Boxes(place[None], np.array([label]))
   tiles = [_padded(_draw_boxes(tile, view, colours), _SMALLEST_TILE) for tile in shown]
   gap = np.full((_SMALLEST_TILE, _GAP, 3), _PAPER, np.uint8)
   return np.concatenate([_tagged(tiles[0], text), gap, tiles[1]], axis=1)
@@ -379,7 +387,8 @@ def _save(path, image: Image.Image) -> None:
 
 def _one(views: Views, index: int) -> Views:
   """The views of one image, without the batch axis."""
-  return Views(*(None if view is None else np.asarray(view[index]) for view in views))
+  shown = {name: view for name, view in views._asdict().items() if view is not None}
+  return Views(**{name: np.asarray(view[index]) for name, view in shown.items()})
 
 
 def _row(view: Views, colours: np.ndarray, top: float) -> list[np.ndarray]:
@@ -494,7 +503,7 @@ def _heat(share: np.ndarray) -> np.ndarray:
   return np.where(np.isnan(share)[..., None], 255, colour).astype(np.uint8)
 
 
-def _draw_boxes(tile: np.ndarray, view: Views, colours: np.ndarray) -> np.ndarray:
+def _draw_boxes(tile: np.ndarray, view: Views | _Boxes, colours: np.ndarray) -> np.ndarray:
   """Outlines the boxes in the colour of their class (crowds grey), the largest first."""
   height, width = tile.shape[:2]
   picture = Image.fromarray(tile)
@@ -515,7 +524,7 @@ def _draw_boxes(tile: np.ndarray, view: Views, colours: np.ndarray) -> np.ndarra
   return np.asarray(picture)
 
 
-def _font() -> ImageFont.ImageFont:
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
   return ImageFont.load_default(size=13)
 
 

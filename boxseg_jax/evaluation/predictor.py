@@ -96,7 +96,8 @@ class Predictor:
       raise InputError("batch_size and workers must be at least 1")
     if mirror:
       predict_fn = tiling.mirrored_too(predict_fn)
-    self._state, self._canvas, self._slides = state, tuple(canvas), tiles == "slide"
+    self._state, self._slides = state, tiles == "slide"
+    self._canvas = (canvas[0], canvas[1])
     self._batch_size, self._workers = batch_size, workers
     self._at_own_size = jax.jit(
       partial(_at_own_size, predict_fn), static_argnames=("full_shape", "use")
@@ -187,7 +188,7 @@ def _keep(scores) -> Scores:
 
 
 def _decide(scores) -> Decision:
-  classes = jnp.argmax(scores[..., :-1], axis=-1).astype(jnp.uint8)
+  classes: Any = jnp.argmax(scores[..., :-1], axis=-1).astype(jnp.uint8)
   return Decision(classes, _in_255ths(uncertainty.certainty(scores[..., -1])))
 
 
@@ -197,14 +198,15 @@ def _in_255ths(share):
 
 def _read_fitted(photo: Photo, canvas):
   """(image uint8 [*canvas, 3], extent float32 [2], (height, width) of the photo in pixels)."""
-  size = tuple(photo.size())
+  height, width = photo.size()
+  size = (height, width)
   image = photo.read_reduced(examples.fitted_size(size, canvas))
   return *examples.fit_image(image, canvas), size
 
 
 def _batches(fitted, batch_size):
   """Up to `batch_size` neighbours whose own sizes fit into memory together."""
-  batch = []
+  batch: list = []
   for one in fitted:
     if batch and (len(batch) == batch_size or _pixels([*batch, one]) > _MOST_PIXELS):
       yield batch
