@@ -40,7 +40,7 @@ def box_priors(mask_records: Sequence[Record], num_classes: int) -> BoxPriors:
     those of all classes together for a class with fewer than 10 boxes, (0.6, 0.85) where these are
     fewer, too. Into each class's mean mask, 10 ellipses count besides its objects.
   """
-  shares = [[] for _ in range(num_classes)]
+  shares: list[list[float]] = [[] for _ in range(num_classes)]
   hits = np.tile(_ENOUGH * _ellipse(), (num_classes, 1, 1))
   seen = np.full(hits.shape, float(_ENOUGH))
   for region, label in _regions(mask_records):

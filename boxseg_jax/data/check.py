@@ -87,7 +87,7 @@ def _seen(num_classes: int, record: Record) -> Facts:
   values = {} if labels is None else survey.count_values(labels)
   if labels is not None:
     problems += _label_problems(num_classes, record, labels, values)
-  judged = labels is not None and not problems
+  judged = None if problems else labels
   singles = ~record.box_is_crowd
   sides = (record.boxes[:, 2:] - record.boxes[:, :2])[singles] * record.size
   return Facts(
@@ -97,13 +97,13 @@ def _seen(num_classes: int, record: Record) -> Facts:
     digest=digest or b"",
     has_mask=record.read_labels is not None,
     values=values,
-    uncovered=survey.uncovered_pixels(record, labels) if judged else {},
+    uncovered={} if judged is None else survey.uncovered_pixels(record, judged),
     outside=faults.count(_OUTSIDE),
     no_area=faults.count(_NO_AREA),
     crowds=int(record.box_is_crowd.sum()),
     box_classes=record.box_classes[singles],
     sides=sides.astype(np.float32),
-    fits=survey.box_fits(record, labels) if judged else np.zeros(0, np.float32),
+    fits=np.zeros(0, np.float32) if judged is None else survey.box_fits(record, judged),
   )
 
 

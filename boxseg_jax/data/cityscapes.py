@@ -255,7 +255,8 @@ def split_region(inside: np.ndarray) -> np.ndarray:
   Returns:
     int64 [n, 4], (ymin, xmin, ymax, xmax) in pixels, the last two one past the end.
   """
-  boxes, waiting = [], [(0, 0, *inside.shape)]
+  boxes: list[tuple[int, int, int, int]] = []
+  waiting = [(0, 0, inside.shape[0], inside.shape[1])]
   while waiting:
     ymin, xmin, ymax, xmax = waiting.pop()
     part = inside[ymin:ymax, xmin:xmax]
@@ -300,7 +301,8 @@ def _record(annotations: Path, table: np.ndarray, photo: Path) -> Record:
 
 def _boxes(values, found, bounds, labels, table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Boxes int64 [n, 4] in pixels, their classes uint8 [n] (255: void), crowd bool [n]."""
-  boxes, classes, crowd = [], [], []
+  boxes: list = []
+  classes, crowd = [], []
   for value, box, label in zip(found, bounds, labels, strict=True):
     if label < FIRST_WITH_INSTANCES or table[label] == BACKGROUND:
       continue

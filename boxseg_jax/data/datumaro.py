@@ -169,7 +169,7 @@ def _format_of(environment: Any, root: str, dataset_format: str) -> str:
   return found[0]
 
 
-def _told(error: BaseException) -> str:
+def _told(error: BaseException | None) -> str:
   """The message of an error and of what it comes from, where the reason often is."""
   reasons = []
   while error is not None:
@@ -256,7 +256,8 @@ def _record(source: str, item: Any, shapes: Sequence[Shape], any_masks: bool) ->
 def _size(where: str, media: Any, path: str | None) -> tuple[int, int]:
   """(height, width) as annotated, or else of the file."""
   if getattr(media, "has_size", False):
-    return tuple(int(side) for side in media.size)
+    height, width = media.size
+    return int(height), int(width)
   if path:
     return images.image_size(path)
   if not getattr(media, "bytes", None):

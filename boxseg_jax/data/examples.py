@@ -108,8 +108,8 @@ class ExampleReader:
     self._hide_labels = np.array(hide_labels, bool)
     self._cache = cache
     self._pseudo_labels = pseudo_labels
-    self._images = {}
-    self._labels = {}
+    self._images: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    self._labels: dict[int, np.ndarray] = {}
 
   def __len__(self) -> int:
     return len(self.records)
@@ -130,8 +130,11 @@ class ExampleReader:
     given = self._given_labels(index)
     if given is None:
       return self._example(index, None)
-    labels = self._remembered(self._labels, index, lambda _: fit_labels(given(), self.canvas))
-    return self._example(index, labels)
+    read = partial(self._fitted_labels, given)
+    return self._example(index, self._remembered(self._labels, index, read))
+
+  def _fitted_labels(self, given: Callable[[], np.ndarray], _: int) -> np.ndarray:
+    return fit_labels(given(), self.canvas)
 
   def evaluation(self, index: int) -> dict[str, np.ndarray]:
     """Reads an example for evaluation: true labels, whatever training may see.
@@ -148,9 +151,9 @@ class ExampleReader:
       InputError: a file is missing or unreadable.
     """
     record = self.records[index]
-    known = record.read_labels is not None
-    full = record.read_labels() if known else np.full(record.size, VOID, np.uint8)
-    example = self._example(index, fit_labels(full, self.canvas) if known else None)
+    read = record.read_labels
+    full = np.full(record.size, VOID, np.uint8) if read is None else read()
+    example = self._example(index, None if read is None else fit_labels(full, self.canvas))
     return example | {
       "full_labels": full,
       "full_size": np.array(full.shape, np.int32),
@@ -165,9 +168,10 @@ class ExampleReader:
     example["box_classes"][:boxes] = record.box_classes
     example["box_is_crowd"][:boxes] = record.box_is_crowd
     known = labels is not None
+    shown = np.full(self.canvas, VOID, np.uint8) if labels is None else labels
     return example | {
       "image": image,
-      "labels": labels if known else np.full(self.canvas, VOID, np.uint8),
+      "labels": shown,
       "has_mask": np.array(known),
       "valid": np.array(True),
       "extent": extent,
@@ -194,7 +198,8 @@ class ExampleReader:
     record = self.records[index]
     if record.read_labels is not None and not self._hide_labels[index]:
       return record.read_labels
-    return partial(self._pseudo_labels, record) if self._pseudo_labels is not None else None
+    pseudo_labels = self._pseudo_labels
+    return None if pseudo_labels is None else partial(pseudo_labels, record)
 
   def _remembered(self, store, index, read):
     # Two threads may read the same image at once; both get equal arrays, and the

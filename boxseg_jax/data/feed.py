@@ -9,7 +9,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -136,7 +136,7 @@ def tile_batches(
     InputError: a batch that cannot be divided, or whatever the records raise.
   """
   local = local_batch_size(batch_size, process_count)
-  planned = [
+  planned: list[tuple[int, windows.Window | None]] = [
     (index, window)
     for index, record in enumerate(reader.records)
     for window in windows.windows(record.size, reader.canvas, overlap)
@@ -252,7 +252,7 @@ def _evaluation_plan(
   reader: ExampleReader, batch_size: int
 ) -> list[tuple[tuple[int, int], list[int]]]:
   """(full_height, full_width) and record positions of every global batch, -1 = padding."""
-  buckets = {}
+  buckets: dict[tuple[int, int], list[int]] = {}
   for index, record in enumerate(reader.records):
     buckets.setdefault(bucket(record.size), []).append(index)
   plan = []
@@ -341,7 +341,7 @@ def ahead(function: Callable, items: Iterable, workers: int, depth: int) -> Iter
     threads end with the iterator.
   """
   pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="boxseg-read")
-  waiting = deque()
+  waiting: deque[Future] = deque()
   try:
     for item in items:
       waiting.append(pool.submit(function, item))

@@ -11,7 +11,7 @@ import json
 import os
 import reprlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -279,7 +279,7 @@ def _pasted(bitmap: dict, size: tuple[int, int]) -> np.ndarray:
   return canvas
 
 
-READERS = {
+READERS: dict[str, Callable] = {
   "yolo": partial(read_yolo, corners="unknown"),
   "yolo_segment": partial(read_yolo, corners="polygon"),
   "yolo_obb": partial(read_yolo, corners="box"),

@@ -25,7 +25,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from boxseg_jax.errors import InputError
 
@@ -105,7 +105,7 @@ def image_size(path: str, content: bytes | None = None) -> tuple[int, int]:
     return size[::-1] if _orientation(image) in _SIDEWAYS else size
 
 
-def read_reduced(path: str, size: tuple[int, int], at_least: tuple[int, int]) -> np.ndarray:
+def read_reduced(path: str, size: tuple[int, int] | None, at_least: tuple[int, int]) -> np.ndarray:
   """`read_image` with `at_least` as its last positional argument, for `functools.partial`."""
   return read_image(path, size, at_least)
 

@@ -196,7 +196,7 @@ def _annotated_image(path: Path, folder: Path, entry: dict) -> AnnotatedImage:
 
 
 def _first_twice(entries: list[dict]) -> str:
-  seen = set()
+  seen: set[tuple] = set()
   for entry in entries:
     keys = {("id", entry["id"]), ("name", entry["file_name"])}
     if keys & seen:

@@ -45,11 +45,13 @@ def load(
   folder = Path(root) / split
   read = images.read_index_image
   if label_values:
-    table = {value: instances.class_id(name, class_names) for value, name in label_values}
-    read = partial(read_values, table=table)
+    by_value = {value: instances.class_id(name, class_names) for value, name in label_values}
+    read = partial(read_values, table=by_value)
   if label_colors:
-    table = {tuple(rgb): instances.class_id(name, class_names) for rgb, name in label_colors}
-    read = partial(read_colors, table=table)
+    by_color = {
+      (r, g, b): instances.class_id(name, class_names) for (r, g, b), name in label_colors
+    }
+    read = partial(read_colors, table=by_color)
   annotated = instances.read_instances(folder, class_names)
   return [_record(folder, image, read) for image in annotated]
 

@@ -136,7 +136,7 @@ def document(config_data: ConfigDict, split: str, records: Sequence[Record]) -> 
   path = Path(config_data.root) / split.partition("[")[0] / "instances.json"
   content = json.loads(path.read_text(encoding="utf-8"))
   names = {entry["id"]: entry["file_name"] for entry in content["images"]}
-  boxes = {name: {} for name in names.values()}
+  boxes: dict[str, dict] = {name: {} for name in names.values()}
   for entry in content["annotations"]:
     own = boxes[names[entry["image_id"]]]
     own[len(own)] = entry  # records have their boxes in the order of the file
@@ -145,7 +145,9 @@ def document(config_data: ConfigDict, split: str, records: Sequence[Record]) -> 
 
 def _made_document(class_names, records):
   categories = [{"id": number, "name": name} for number, name in enumerate(class_names) if number]
-  entries, annotations, boxes = [], [], {}
+  entries: list[dict] = []
+  annotations: list[dict] = []
+  boxes: dict[str, dict] = {}
   for number, record in enumerate(records, start=1):
     height, width = record.size
     entries.append({"id": number, "file_name": record.image_id, "height": height, "width": width})
@@ -269,7 +271,7 @@ def export(
   import datumaro
 
   labels = {entry["id"]: number for number, entry in enumerate(content["categories"])}
-  by_image = {entry["file_name"]: [] for entry in content["images"]}
+  by_image: dict[str, list] = {entry["file_name"]: [] for entry in content["images"]}
   names = {entry["id"]: entry["file_name"] for entry in content["images"]}
   for entry in content["annotations"]:
     by_image[names[entry["image_id"]]].append(entry)

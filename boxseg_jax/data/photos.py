@@ -44,9 +44,8 @@ def find(patterns: str | Path | Iterable[str | Path]) -> list[Path]:
   Raises:
     InputError: a path that is not there, or a folder or pattern without images.
   """
-  single = isinstance(patterns, str | Path)
-  found = {}
-  for pattern in [patterns] if single else patterns:
+  found: dict[Path, None] = {}
+  for pattern in [patterns] if isinstance(patterns, str | Path) else patterns:
     found |= dict.fromkeys(_matches(str(pattern)))
   return list(found)
 

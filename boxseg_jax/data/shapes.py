@@ -177,7 +177,7 @@ def draw_things(random: np.random.RandomState) -> list[Thing]:
   kinds = [*random.choice(OBJECTS, random.randint(2, 7))]
   kinds += [*random.choice(DISTRACTORS, random.randint(2, 6))]
   random.shuffle(kinds)
-  things = []
+  things: list[Thing] = []
   for kind in kinds:
     centre = random.uniform(6, SIZE - 6, 2)
     if things and random.uniform() < 0.4:  # crowd together, so that boxes overlap

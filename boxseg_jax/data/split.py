@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ def split_masks(records: Sequence[Record], fraction: float, seed: int) -> Split:
   return _split_of(records, {record.image_id for record in _ranked(candidates, seed)[:count]})
 
 
-def write_split(path: str, split: Split) -> None:
+def write_split(path: str | os.PathLike, split: Split) -> None:
   """Writes a split as JSON; a file that exists is replaced in one step.
 
   Args:

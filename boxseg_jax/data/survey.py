@@ -251,7 +251,7 @@ def summarize(facts: Sequence[Facts], canvas: tuple[int, int]) -> Summary:
 
 
 def _sum(counts):
-  total = Counter()
+  total: Counter[int] = Counter()
   for one in counts:
     total.update(one)
   return total
@@ -293,7 +293,7 @@ def _sizes(facts, canvas):
 
 
 def _equal(facts):
-  groups = {}
+  groups: dict[bytes, list[str]] = {}
   for seen in facts:
     if seen.digest:
       groups.setdefault(seen.digest, []).append(seen.image_id)

@@ -102,6 +102,7 @@ def load(
   """
   layout = _layout(name)
   # What the configuration has wrong is told before hours of download.
+  classes: Mapping[int, int | str]
   classes = {} if layout.objects else _mask_classes(name, layout, class_names)
   builder = _prepared(name, data_dir)
   if layout.objects:
@@ -197,11 +198,11 @@ def _mask(where, opened, example) -> tuple[np.ndarray, Mapping[int, int]]:
 def _objects(where, opened, example) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Class ids int32 [n], boxes float32 [n, 4] and crowd bool [n] of all objects."""
   found = example[opened.layout.objects]
-  classes = [opened.classes[int(number)] for number in found["label"]]
-  for label in classes:
+  labels = [opened.classes[int(number)] for number in found["label"]]
+  for label in labels:
     if isinstance(label, str):
       raise InputError(f"{where}: {instances.unknown_label(label, opened.class_names)}")
-  classes = np.array(classes, np.int32)
+  classes = np.array(labels, np.int32)
   crowd = np.array(found.get("is_crowd", np.zeros(len(classes))), bool) | (classes == VOID)
   return classes, np.array(found["bbox"], np.float32).reshape(-1, 4), crowd
 
