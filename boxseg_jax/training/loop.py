@@ -69,7 +69,7 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
 
     train_step = at_the_end.enter_context(run.traced_train_step(start_step))
     window = Window()
-    results = None
+    results: dict[str, float] | None = None
     batches = progress.watch(run.batches(start_step))
     for step, batch in enumerate(batches, start=start_step + 1):
       state, metrics = train_step(state, batch)
@@ -106,6 +106,7 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
 
     if start_step == num_steps:  # it had finished already
       results = run.measure(state)
+  assert results is not None, "the last step is always evaluated"
   write_json(run.notes / "result.json", results)
   return results
 

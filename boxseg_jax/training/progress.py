@@ -50,7 +50,8 @@ class Progress:
     self._clock = _never_back(clock)
     self._step = start_step
     self._values: dict[str, float] = {}
-    self._intervals = collections.deque(maxlen=_WINDOW)  # (steps, seconds, waited)
+    # (steps, seconds, waited)
+    self._intervals: collections.deque[tuple] = collections.deque(maxlen=_WINDOW)
     self._waited = 0.0  # seconds since the mark
     self._mark: tuple[int, float] | None = None  # step and time at which the next one begins
     self._drawn = ""

@@ -33,7 +33,7 @@ class Program(NamedTuple):
   memory_bytes: int | None
 
 
-def compile_step(step: Callable, state, batch) -> Program:
+def compile_step(step: jax.stages.Wrapped, state, batch) -> Program:
   """Compiles a step for these shapes; nothing is run.
 
   Args:

@@ -69,6 +69,7 @@ def _object_priors(batch, settings: LossSettings):
   """[batch, height, width], or None where targets do not know of them."""
   if settings.bootstrap != "posterior":
     return None
+  assert settings.box_priors is not None, "a posterior has priors"
   return objective.read_object_priors(batch, settings.box_priors.mean_masks)
 
 
@@ -112,6 +113,7 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
   outputs, logits = _seen(model, variables, batch, boxes, settings)
   fill = smooth = None
   if settings.bootstrap == "posterior":
+    assert settings.box_priors is not None, "a posterior has priors"
     smooth = partial(crf.mean_field, image=batch["image"])
     fill = partial(objective.fill_boxes, batch=batch, bands=settings.box_priors.fill_bands)
   target = bootstrap.targets(
@@ -153,8 +155,8 @@ def box_targets(model, ema, batch, boxes, step, settings: LossSettings):
   )
 
   def teach():
-    last = jax.tree.map(lambda x: x[-count:], (batch, boxes))
-    target, _ = bootstrapped(model, ema, *last, settings, strength=strength)
+    last, their_boxes = jax.tree.map(lambda x: x[-count:], (batch, boxes))
+    target, _ = bootstrapped(model, ema, last, their_boxes, settings, strength=strength)
     return jnp.concatenate([of_box[:-count], target])
 
   # Before its start bootstrapping costs nothing: the teacher is not even run.
