@@ -111,7 +111,7 @@ class Bench:
     self._model = build.make_model(config)
     self._optimizer, _ = build.make_optimizer(config)
     self._batch = parallel.put_batch(batch)
-    self._states = {}
+    self._states: dict = {}
     self.configured = self._stepper(self.cases[-1])
     self.configured.on_device(self.cases[-1].step)
     # Asked for before any other program has run, since devices tell of the whole process.

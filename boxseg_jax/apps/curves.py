@@ -20,7 +20,7 @@ def save(path: Path, rows: Iterable[dict]) -> None:
     rows: dicts with "arm", "mask_fraction", "seed", "metrics" and "annotation_hours". Points are
       means over seeds, bars one standard deviation to each side.
   """
-  arms = {}
+  arms: dict[str, dict[float, list[dict]]] = {}
   for row in rows:
     arms.setdefault(row["arm"], {}).setdefault(row["mask_fraction"], []).append(row)
   figure = Figure(figsize=(10, 4.2), layout="constrained")

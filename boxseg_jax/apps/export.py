@@ -158,6 +158,7 @@ def largest_difference(network: saved.Network, kind: str, path: Path) -> float:
   # Both on the CPU: accelerators round more than what is asked for here.
   on_cpu = jax.device_put(network.variables, jax.local_devices(backend="cpu")[0])
   expected = Model(network._replace(variables=on_cpu)).predict(list(images))
+  assert isinstance(expected, list), "many images, many results"
   got = in_fresh_process(FORMATS[kind].snippet.format(path=json.dumps(str(path))), images)
   differences = [
     np.abs(value - getattr(result, name)).max()

@@ -139,7 +139,7 @@ def label_image(model: Model, record: Record, image: np.ndarray) -> dict[int, Ma
   pixels = record.boxes[single].astype(np.float64) * np.tile(record.size, 2)
   wanted = mask_files.wanted(record)
   masks = model.labeller.masks(
-    image, pixels, record.box_classes[single], np.searchsorted(single, wanted)
+    image, pixels, record.box_classes[single], np.searchsorted(single, wanted).tolist()
   )
   nothing = MadeMask(mask_files.encode(record.size, 0, 0, np.zeros((1, 1), bool)), 0.0)
   return {
@@ -160,7 +160,7 @@ def _key(network: str, record) -> str:
 
 def _read_journal(path: Path, keys: Mapping[str, str]) -> Made:
   """What an earlier call made of the same boxes with the same network."""
-  made = {}
+  made: Made = {}
   if not path.exists():
     return made
   whole = path.read_text(encoding="utf-8")

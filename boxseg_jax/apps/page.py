@@ -80,7 +80,7 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, bar: str = "")
   rows = [f"<tr>{heads}{'<th></th>' if bar else ''}</tr>"] if any(head) else []
   for line in lines:
     cells = "".join(_cell("td", text, right) for text, right in zip(line, numeric, strict=True))
-    rows.append(f"<tr>{cells}{_bar(line[drawn_by]) if bar else ''}</tr>")
+    rows.append(f"<tr>{cells}{'' if drawn_by is None else _bar(line[drawn_by])}</tr>")
   return f"<div class='scroll'><table>{''.join(rows)}</table></div>"
 
 

@@ -35,7 +35,7 @@ class Score(NamedTuple):
     certainty: mean where an object is predicted, in [0, 1]; NaN where none is.
   """
 
-  index: int
+  index: int  # type: ignore[assignment]  # hides tuple.index, which a score has no use for
   iou: float
   certainty: float
 
@@ -214,7 +214,8 @@ def _counts(opened):
 
 def _read_log(workdir) -> dict[str, list[tuple[int, float]]]:
   """(step, value) of each metric by name, without what is no number."""
-  path, log = Path(workdir) / "metrics.jsonl", {}
+  path = Path(workdir) / "metrics.jsonl"
+  log: dict[str, list[tuple[int, float]]] = {}
   for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
     try:
       row = json.loads(line)

@@ -204,7 +204,10 @@ def images(kinds: Mapping, draw: Callable, names: Sequence[str], learns_sigma: b
   parts = [_note(about if learns_sigma else f"{about.split('. ')[0]}. {without}"), legend(names)]
   for title, scores in kinds.items():
     parts.append(f"<h3>{safe(title)}</h3>")
-    parts += [_card(*one, len(names), learns_sigma) for one in draw(scores)]
+    parts += [
+      _card(score, record, decision, len(names), learns_sigma)
+      for score, record, decision in draw(scores)
+    ]
     parts += [] if scores else [_note("None: no image has an object in its mask or prediction.")]
   return "\n".join(parts)
 

@@ -57,7 +57,7 @@ def cells(config: ConfigDict) -> list[Cell]:
   arms = configuration.arms(config)
   is_binary = len(config.data.class_names) == 2
   faults = [fault for fault in study.faults if not (is_binary and fault == "wrong_class")]
-  found = {}
+  found: dict[Cell, None] = {}
   for seed, fraction, arm in itertools.product(seeds, fractions, study.arms):
     if arm != "masks_only" or fraction > 0:
       cell = Cell(arm, 1.0 if arm == "full" else float(fraction), int(seed))

@@ -91,7 +91,7 @@ def lines(title: str, series: Sequence[Series], *, unit: str = "", top: float | 
     return ""
   xs, ys = zip(*(point for one in series for point in one.points), strict=True)
   axes = _Axes((min(0, *xs), max(xs)), (0, max(ys) if top is None else top))
-  parts, keys = [*axes.ticks()], []
+  parts, keys = [*axes.ticks()], []  # type: list[str], list[str]
   for one in series:
     places = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in one.points)
     if one.is_faint:

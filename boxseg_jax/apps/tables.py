@@ -56,7 +56,7 @@ def _robustness(groups, faulty):
 
 def grouped(rows: Iterable[dict]) -> dict[tuple[str, float], list[dict]]:
   """Metrics of the seeds by (arm, mask fraction), fewest masks first."""
-  groups = {}
+  groups: dict[tuple[str, float], list[dict]] = {}
   for row in sorted(rows, key=lambda row: row["mask_fraction"]):
     groups.setdefault((row["arm"], row["mask_fraction"]), []).append(row["metrics"])
   return groups
