@@ -471,7 +471,7 @@ def arm(config: ConfigDict) -> Arm:
 
 def flatten(config: ConfigDict) -> dict:
   """Dotted key -> value, with tuples as lists: what is written beside a checkpoint."""
-  flat = {}
+  flat: dict[str, object] = {}
   for key, value in json.loads(config.to_json_best_effort()).items():
     _flatten_into(flat, key, value)
   return flat

@@ -1,6 +1,7 @@
 """The command: configuration, workdir, mode -> one call. The only file with flags."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from ml_collections import config_flags
 
 from boxseg_jax.errors import InputError, ToldError
 
-MODES = ("train", "evaluate", "study", "benchmark", "check_data")
-MODES += ("predict", "label", "export", "report")
+_ON_DATA = ("train", "evaluate", "study", "benchmark", "check_data")
+MODES = (*_ON_DATA, "predict", "label", "export", "report")
 
 
 def run() -> None:

@@ -232,7 +232,7 @@ class Parallel:
     Returns:
       Iterator over what `put_batch` gives, in order.
     """
-    queue = collections.deque()
+    queue: collections.deque = collections.deque()
     for batch in batches:
       queue.append(self.put_batch(batch))  # returns at once; the copy goes on behind it
       if len(queue) > ahead:

@@ -8,4 +8,4 @@ install "[test]"
 if [ $# -gt 0 ]; then
   exec .venv/bin/python -m pytest "$@"
 fi
-exec .venv/bin/python -m pytest -n 2 --dist worksteal --cov=boxseg_jax --cov-report=term --cov-fail-under=85
+exec .venv/bin/python -m pytest -n 2 --dist worksteal --cov=boxseg_jax --cov-report=term --cov-fail-under=90

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,21 @@ def test_ruff(command):
     check=False,
   )
   assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_types():
+  """Of the whole package, as `[tool.mypy]` in pyproject.toml says."""
+  pytest.importorskip("mypy")
+  done = subprocess.run(
+    [sys.executable, "-m", "mypy"], capture_output=True, text=True, cwd=ROOT, check=False
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert f"no issues found in {len(FILES)} source files" in done.stdout
+
+
+def test_what_the_type_checker_lets_pass_is_explained():
+  """An ignored line names the kind of error and says why."""
+  for path in FILES:
+    for line in path.read_text().splitlines():
+      if "type: ignore" in line:
+        assert re.search(r"# type: ignore\[[a-z-]+\]  # \S", line), f"{path}: {line}"
