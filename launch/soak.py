@@ -10,7 +10,8 @@ limit is named at the end, and the exit status is 1.
 
 "steps": the embedded set, a network of two channels, with evaluations, pictures and checkpoints
 between. The first tenth is the warm-up. After it, least squares over all samples give the growth
-of the resident memory; file handles are counted at its end, at their most, and at the last step;
+of the process's own memory (files that are mapped come and go as the system likes, so they are left
+out); file handles are counted at its end, at their most, and at the last step;
 the last tenth's throughput is compared with that of the tenth behind the warm-up, by seconds of
 the processor, which other work on the machine changes little, and by the wall's clock beside it.
 "images": opening a training set of 1/8, 1/4, 1/2 and all of the images: seconds of the processor
@@ -56,7 +57,8 @@ class Sample(NamedTuple):
     done: steps or files.
     wall: seconds.
     processor: seconds, of all of its threads.
-    resident: MiB.
+    memory: MiB that are its own, in memory or swapped out: what a leak makes more of. Pages of
+      files are left out: the system drops and reads them again as it likes.
     handles: open files, sockets and the like.
     threads: their number.
   """
@@ -64,7 +66,7 @@ class Sample(NamedTuple):
   done: int
   wall: float
   processor: float
-  resident: float
+  memory: float
   handles: int
   threads: int
 
@@ -74,18 +76,18 @@ def sample(pid, done):
   proc = Path(f"/proc/{pid}")
   try:
     fields = (proc / "stat").read_text().rpartition(")")[2].split()
-    pages = int((proc / "statm").read_text().split()[1])
+    status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
     handles = len(os.listdir(proc / "fd"))
   except OSError:
     return None
-  if not pages:  # it has ended, and waits to be asked
+  if "RssAnon" not in status:  # it has ended, and waits to be asked
     return None
   ticks = int(fields[11]) + int(fields[12])
   return Sample(
     done,
     time.monotonic(),
     ticks / os.sysconf("SC_CLK_TCK"),
-    pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+    sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap")) / 2**10,
     handles,
     int(fields[17]),
   )
@@ -116,9 +118,9 @@ def watch(command, progress, *, log):
 
 
 def growth(samples):
-  """Least squares of the resident memory, MiB per 1,000 done."""
-  done, resident = (np.array([getattr(s, k) for s in samples]) for k in ("done", "resident"))
-  return 1000 * float(np.polyfit(done, resident, 1)[0])
+  """Least squares of the memory, MiB per 1,000 done."""
+  done, memory = (np.array([getattr(s, k) for s in samples]) for k in ("done", "memory"))
+  return 1000 * float(np.polyfit(done, memory, 1)[0])
 
 
 def _between(samples, low, high):
@@ -137,10 +139,10 @@ def _memory(samples, warm_up):
   warm = [s for s in samples if s.done >= warm_up]
   thinned = samples[:: math.ceil(len(samples) / _KEPT)]
   return {
-    "resident_mib": {
-      "after_warm_up": round(warm[0].resident, 1),
-      "most": round(max(s.resident for s in samples), 1),
-      "end": round(warm[-1].resident, 1),
+    "own_mib": {
+      "after_warm_up": round(warm[0].memory, 1),
+      "most": round(max(s.memory for s in samples), 1),
+      "end": round(warm[-1].memory, 1),
     },
     "growth_mib_per_1000": round(growth(warm), 4),
     "handles": {
@@ -150,7 +152,7 @@ def _memory(samples, warm_up):
     },
     "threads": {"after_warm_up": warm[0].threads, "end": warm[-1].threads},
     "samples": len(warm),
-    "resident_mib_by_done": [[s.done, round(s.resident, 1)] for s in thinned],
+    "own_mib_by_done": [[s.done, round(s.memory, 1)] for s in thinned],
   }
 
 
