@@ -66,7 +66,7 @@ def _main(_) -> None:
   # Orbax tells every rename as INFO, every checkpoint between evaluations as a WARNING, and as an
   # ERROR, with a traceback, what it raises as well.
   logging.set_verbosity(logging.FATAL)
-  runs = {"train": loop.train, "evaluate": results.evaluate_run}
+  runs: dict[str, Callable] = {"train": loop.train, "evaluate": results.evaluate_run}
   if values.distributed and values.mode not in runs:
     raise InputError(f"--distributed is for the modes {', '.join(runs)}, not for {values.mode}")
   runs |= {"study": study.run, "benchmark": benchmark.run}

@@ -160,7 +160,7 @@ def draw_instances(path: str) -> np.ndarray:
     size = (content["imgHeight"], content["imgWidth"])
     images.require_possible_size(f"{path}: the image", size)
     canvas = Image.new("I", size[::-1], 0)
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for one in (one for one in content["objects"] if not one.get("deleted")):
       value = _instance_value(path, one["label"], counts)
       images.require_near(path, one["polygon"], size)

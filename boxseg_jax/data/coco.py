@@ -23,6 +23,9 @@ from boxseg_jax.errors import InputError
 _LONGEST = 2_000_000  # pixels around a polygon, of which each takes pycocotools 100 bytes
 
 
+Runs = tuple[np.ndarray, np.ndarray]
+
+
 class Region(NamedTuple):
   """One object: its id in the file, its value in the label map, its COCO segmentation."""
 
@@ -135,7 +138,7 @@ def checked_code(where: str, size: tuple[int, int], segmentation: Any) -> dict[s
   return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
 
 
-def _region_runs(where: str, size: tuple[int, int], region: Region) -> tuple[list, list]:
+def _region_runs(where: str, size: tuple[int, int], region: Region) -> Runs:
   """Starts and ends of an object's runs of pixels."""
   counts = _counts(where, size, region.segmentation)
   bounds = np.append(np.cumsum(counts), counts.sum())

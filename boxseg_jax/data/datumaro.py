@@ -94,7 +94,8 @@ def _require_own(root: str, item: Any) -> None:
   if path and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
     raise InputError(f"{where}: its photograph {path} lies outside of the data set's folder")
   if getattr(item.media, "has_size", False):
-    images.require_possible_size(where, tuple(int(side) for side in item.media.size))
+    height, width = item.media.size
+    images.require_possible_size(where, (int(height), int(width)))
 
 
 def read_media(

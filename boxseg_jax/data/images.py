@@ -248,7 +248,7 @@ def require_possible_size(where: str, size: tuple[int, int]) -> None:
     )
 
 
-def _require_eight_bits(path: str, image: Image.Image) -> None:
+def _require_eight_bits(path: str, image: ImageFile.ImageFile) -> None:
   # Pillow opens colours of 16 bits as mode RGB and would keep their upper halves alone.
   deep = [str(tile.args) for tile in image.tile if re.search(r";16[BLN]", str(tile.args))]
   if deep or image.mode.startswith(("I", "F")):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -155,11 +155,14 @@ def read_lists(path: str | epath.Path) -> tuple[list[str], list[str]]:
     raise InputError(f"{path}: no such file (data.split_file)") from None
   except (OSError, ValueError, RecursionError) as error:
     raise InputError(f"{path}: cannot be read as JSON ({error})") from error
-  lists = [content.get(key) for key in Split._fields] if isinstance(content, dict) else [None]
-  if not all(isinstance(names, list) and all(map(_is_text, names)) for names in lists):
+  content = content if isinstance(content, dict) else {}
+  mask_ids, box_ids = (_names(content.get(key)) for key in Split._fields)
+  if mask_ids is None or box_ids is None:
     raise InputError(f'{path}: not a split; expected {{"mask_ids": [...], "box_ids": [...]}}')
-  return lists[0], lists[1]
+  return mask_ids, box_ids
 
 
-def _is_text(value) -> bool:
-  return isinstance(value, str)
+def _names(value: Any) -> list[str] | None:
+  """The names; None if it is something else."""
+  known = isinstance(value, list) and all(isinstance(name, str) for name in value)
+  return value if known else None

@@ -50,7 +50,7 @@ class Checkpoints:
     """
     self._folder = Path(workdir).resolve() / "checkpoints"
     self._keep, self._best_metric, self._read_only = keep, best_metric, read_only
-    self._saving = None  # the step that is being saved
+    self._saving: int | None = None  # the step that is being saved
     if not read_only:
       set_damaged_aside(self._folder, report)
     self._manager = self._open()
@@ -121,8 +121,8 @@ class Checkpoints:
       WriteError: this checkpoint, or the one before it, could not be saved.
     """
     self.settle()
-    usable = metrics is not None and not math.isnan(metrics.get(self._best_metric, math.nan))
-    quality = {self._best_metric: float(metrics[self._best_metric])} if usable else None
+    value = (metrics or {}).get(self._best_metric, math.nan)
+    quality = None if math.isnan(value) else {self._best_metric: float(value)}
     self._saving = step
     self._guard(self._manager.save, step, args=ocp.args.StandardSave(state), metrics=quality)
 
