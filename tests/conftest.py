@@ -1,7 +1,6 @@
 """Eight virtual CPU devices for all tests; set before JAX starts."""
 
 import os
-from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -9,9 +8,6 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(autouse=True, scope="session")

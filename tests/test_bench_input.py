@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import numpy as np
-from conftest import ROOT
 from data_cases import annotation, make_labels, write_set
 from PIL import Image
+from places import ROOT
 
 SCRIPT = ROOT / "launch" / "bench_input.py"
 

@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from data_cases import annotation, rectangle, write_set
+from places import ROOT
 from test_run import small
 
 from boxseg_jax.training import loop

@@ -4,9 +4,9 @@ import json
 import subprocess
 import sys
 
-from conftest import ROOT
 from data_cases import make_image
 from PIL import Image
+from places import ROOT
 from test_run import small
 
 from boxseg_jax.training import loop

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 SCRIPT = ROOT / "launch" / "bench_train.py"
 TINY = ["--networks=unet-conv", "--sizes=32x32", "--batch-size=2", "--steps=2", "--repeats=1"]

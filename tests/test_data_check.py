@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import SHARED
 from data_cases import CLASSES, annotation, make_record, make_records, rectangle, write_set
 from PIL import Image
+from places import SHARED
 
 from boxseg_jax.data import check, coco, findings, labels, survey
 from boxseg_jax.errors import InputError

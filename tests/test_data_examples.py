@@ -5,9 +5,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import SHARED
 from data_cases import make_image, make_record, make_records, refuse
 from PIL import Image
+from places import SHARED
 
 from boxseg_jax.batch import padding_example
 from boxseg_jax.data import coco, examples, images

@@ -9,8 +9,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from data_cases import make_record, make_records, refuse
+from places import ROOT
 
 from boxseg_jax.data import feed, order
 from boxseg_jax.data.examples import ExampleReader

@@ -11,9 +11,9 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
 from data_cases import make_image, make_record
 from PIL import Image
+from places import ROOT
 
 from boxseg_jax.batch import padding_example
 from boxseg_jax.data import images

@@ -8,10 +8,10 @@ import hypothesis
 import hypothesis.extra.numpy as arrays
 import jax
 import numpy as np
-from conftest import ROOT
 from data_cases import make_image, make_record
 from hypothesis import given
 from hypothesis import strategies as st
+from places import ROOT
 from pycocotools import mask as coco_mask
 
 from boxseg_jax import augment

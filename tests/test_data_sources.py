@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from conftest import SHARED
 from data_cases import CLASSES, annotation, read_json, rectangle, write_json, write_set
 from ml_collections import ConfigDict
 from PIL import Image
+from places import SHARED
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED
 from data_cases import annotation, make_image, make_record, write_set
 from PIL import Image
+from places import ROOT, SHARED
 from test_progress import Clock, Terminal
 
 from boxseg_jax import config as configuration

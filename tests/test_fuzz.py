@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from boxseg_jax.data import images
 from boxseg_jax.errors import InputError

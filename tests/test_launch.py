@@ -10,7 +10,7 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT
+from places import ROOT
 
 LAUNCH = ROOT / "launch"
 PROGRAM = [

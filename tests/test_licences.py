@@ -7,8 +7,8 @@ import tomllib
 from email.message import Message
 
 import pytest
-from conftest import ROOT
 from packaging.requirements import Requirement
+from places import ROOT
 
 SCRIPT = ROOT / "launch" / "licences.py"
 licences = runpy.run_path(str(SCRIPT))

@@ -8,8 +8,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from data_cases import make_records
+from places import ROOT
 
 from boxseg_jax import config as configuration
 from boxseg_jax.data import check, feed, findings, survey, training_set

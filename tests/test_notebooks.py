@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 jupytext = pytest.importorskip("jupytext")
 nbclient = pytest.importorskip("nbclient")

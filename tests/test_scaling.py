@@ -7,7 +7,7 @@ from functools import partial
 
 import jax
 import pytest
-from conftest import ROOT
+from places import ROOT
 from test_step import CANVAS, a_batch, a_model, a_step, settings
 
 from boxseg_jax.parallel import KINDS, Parallel

@@ -18,9 +18,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from data_cases import annotation, make_image, make_record, read_json, write_json, write_set
 from PIL import Image
+from places import ROOT
 from safetensors.numpy import save_file
 
 from boxseg_jax import config as configuration
