@@ -398,9 +398,11 @@ def test_what_lies_beyond_the_ends_is_not(make):
 def test_a_map_places_by_whole_pixels_and_turns_about_the_middle_of_what_is_seen(scale, extent):
   canvas = np.array([24, 32])
   geometry = Geometry((scale, scale), 180.0, 0.5)
-  for key in keys(32):
-    affine = module.draw_map(key, jnp.array(extent), tuple(canvas), geometry)
-    linear, shift, found_scale, size = (np.asarray(part, np.float64) for part in affine)
+  drawn = jax.vmap(lambda key: module.draw_map(key, jnp.array(extent), (24, 32), geometry))(
+    keys(32)
+  )
+  for example in zip(*drawn, strict=True):
+    linear, shift, found_scale, size = (np.asarray(part, np.float64) for part in example)
     np.testing.assert_allclose(size, canvas * extent)
     np.testing.assert_allclose(linear.T @ linear, scale**2 * np.eye(2), atol=1e-4)
     assert found_scale == scale
