@@ -380,6 +380,7 @@ def test_the_ends_of_ranges_are_possible(make):
   "make",
   [
     lambda: Geometry(scale=(1.0, float("inf"))),
+    lambda: Geometry(scale=(-1.0, 1.0)),
     lambda: Geometry(scale=(1.0, 1.0, 1.0)),
     lambda: Geometry(rotation_degrees=180.5),
     lambda: Geometry(flip=-0.1),
