@@ -171,7 +171,7 @@ def test_photographs_of_other_formats_lie_in_the_set(tmp_path):
       datumaro._require_own(str(tmp_path), bad)
 
 
-def test_lists_of_yolo_stay_in_the_set(tmp_path):
+def test_lists_of_yolo_stay_in_the_set(tmp_path, monkeypatch):
   root = tmp_path / "set"
   for folder in (root / "train" / "images", tmp_path / "train" / "images", tmp_path / "other"):
     folder.mkdir(parents=True)
@@ -189,6 +189,10 @@ def test_lists_of_yolo_stay_in_the_set(tmp_path):
       found(given, **more)
   (root / "train.txt").write_text("./train/images/a.png\n")
   assert found("train.txt") == inside
+  monkeypatch.chdir(tmp_path)  # names are those below the root, however that is written
+  for given in ("train/images", "../train/images", "train.txt"):
+    photos = formats._photos(Path("set/data.yaml"), {"train": given}, "train")
+    assert photos == [Path("set/train/images/a.png")]
   (root / "train.txt").write_text("train/images/../../../other/a.png\n")
   with pytest.raises(InputError, match=r"train.txt: .*other/a.png lies outside"):
     found("train.txt")
@@ -617,3 +621,15 @@ def test_formats_that_are_programs_are_not_opened(tmp_path):
 def test_messages_cannot_steer_the_terminal():
   error = InputError("a\x1b[2J\r\nb\x07\tc")
   assert str(error) == "a\\x1b[2J\\r\nb\\x07\tc"
+
+
+def test_a_whole_journal_is_read_back(tmp_path):
+  masks = np.random.default_rng(0).random((3, 20, 30)) < 0.3
+  made = {
+    index: mask_files.MadeMask(mask_files.encode((20, 30), 0, 0, mask), 0.5)
+    for index, mask in enumerate(masks)
+  }
+  lines = [["a.png", "k", list(made.items())], ["b.png", "another", []]]
+  path = tmp_path / "masks.jsonl"
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '["c.png", "k", [[0')
+  assert label._read_journal(path, {"a.png": "k", "b.png": "k"}) == {"a.png": made}

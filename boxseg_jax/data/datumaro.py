@@ -91,7 +91,9 @@ def _require_own(root: str, item: Any) -> None:
   where = f"{root}: image {item.id}"
   require_inside(where, str(item.id))
   path = getattr(item.media, "path", None)
-  if path and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+  # By name, or with links followed, as some readers give it.
+  ways = (os.path.abspath, os.path.realpath)
+  if path and not any(Path(way(path)).is_relative_to(way(root)) for way in ways):
     raise InputError(f"{where}: its photograph {path} lies outside of the data set's folder")
   if getattr(item.media, "has_size", False):
     height, width = item.media.size

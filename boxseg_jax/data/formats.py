@@ -141,7 +141,8 @@ def _listed(path: Path, content: dict, name: str) -> list[Path]:
   # Where the file leads out of the set's folder it is not followed.
   for place in [place for place in map(_normal, given) if place.is_relative_to(_normal(root))]:
     if place.is_dir():
-      return sorted(one for one in place.rglob("*") if one.suffix.lower() in _IMAGES)
+      found = sorted(one for one in place.rglob("*") if one.suffix.lower() in _IMAGES)
+      return [_inside(place, root, one) for one in found]
     if place.is_file():
       lines = place.read_text(encoding="utf-8", errors="replace").split("\n")
       named = [_normal(place.parent / line.strip()) for line in lines if line.strip()]
@@ -155,6 +156,7 @@ def _normal(path: Path) -> Path:
 
 
 def _inside(source: Path, root: Path, photo: Path) -> Path:
+  """A photograph's path below the root as that was given."""
   if not photo.is_relative_to(_normal(root)):
     raise InputError(f"{source}: {photo} lies outside of the data set's folder, {root}")
   return root / photo.relative_to(_normal(root))

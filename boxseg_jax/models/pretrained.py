@@ -24,7 +24,7 @@ LEAVES = {
   ("batch_stats", "mean"): "running_mean",
   ("batch_stats", "var"): "running_var",
 }
-_PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
+_PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
 LISTED = 8  # names per kind of difference in a message
 
 
@@ -134,7 +134,6 @@ def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
   """
   with _open(path) as file:
     try:
-      # NumPy has no bfloat16 of its own.
       return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # whatever an array of a kind that NumPy lacks makes it raise
       raise InputError(f"{path}: cannot be read as a safetensors file: {error}") from error
