@@ -596,6 +596,14 @@ class TestFillBoxes:
       usual = np.abs(odds[0]) < 8  # beyond, float32 has no digits left
       np.testing.assert_allclose(np.ptp((odds[1] - odds[0])[usual]), 0.0, atol=2e-2)
 
+  def test_each_class_has_its_own_band(self):
+    given, _, _ = self._moved(8.0, 0.5, 0.7)
+    crowd = np.zeros((1, 3), bool)
+    batch = {"boxes": self.BOXES, "box_classes": self.CLASSES, "box_is_crowd": crowd}
+    moved = objective.fill_boxes(given, batch, [(0.9, 0.9), (0.5, 0.7), (0.3, 0.4)])
+    for pixels, label, share in zip(self.PIXELS, (1, 2), (0.5, 0.3), strict=True):
+      assert moved[pixels][..., label].mean() == pytest.approx(share, abs=0.02)
+
   @pytest.mark.parametrize("background", [1e4, -1e4])
   def test_extreme_targets_stay_finite(self, background):
     _, moved, _ = self._moved(background, 0.5, 0.7)
