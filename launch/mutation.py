@@ -10,7 +10,8 @@ run again. `--survivors-of=FILE` runs only what survived in an earlier file.
 
 cosmic-ray's own runner writes each mutant to disk and starts Python for it; here one process that
 has imported JAX and holds its compiled programs runs mutant after mutant, put in place by an import
-hook: no file is touched, and a mutant costs seconds. A process that hangs is ended.
+hook: no file is touched, and a mutant costs seconds. One that hangs is ended, and counted apart: it
+may be the mutant, or a busy machine.
 
 Not counted as mutants, by rule: annotations, docstrings and messages of errors; the same program
 written otherwise; and arithmetic made bitwise or the other way round, which arrays of floats refuse
@@ -244,7 +245,7 @@ def judge(mutant, runner, timeout):
   answer = runner.run(mutant["file"], mutant["source"], timeout)
   seconds = round(time.monotonic() - start, 1)
   if answer is None:
-    return result | {"outcome": "killed", "by": "a hang or crash", "seconds": seconds}
+    return result | {"outcome": "timed out", "seconds": seconds}
   status, test, output = answer
   if status not in (0, 1, 2):  # 2: the module or a test could not even be imported
     raise SystemExit(f"pytest ended with status {status}:\n{output}")
@@ -282,14 +283,16 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def print_table(results):
-  """Files by row; equivalent mutants are left out of the share."""
-  outcomes = ("killed", "survived", "equivalent")
-  print(f"{'file':36} {'sampled':>8} {'killed':>8} {'survived':>9} {'equivalent':>11} {'share':>7}")
+  """Files by row; the share is of the killed among the killed and the survived."""
+  outcomes = ("killed", "survived", "equivalent", "timed out")
+  print(f"{'file':36} {'sampled':>8}" + "".join(f"{name:>11}" for name in (*outcomes, "share")))
   for file in [*sorted({result["file"] for result in results}), "all"]:
     of_file = [r["outcome"] for r in results if file in ("all", r["file"])]
-    killed, survived, equivalent = map(of_file.count, outcomes)
-    share = f"{100 * killed / max(killed + survived, 1):.1f} %"
-    print(f"{file:36} {len(of_file):8} {killed:8} {survived:9} {equivalent:11} {share:>7}")
+    counts = [of_file.count(outcome) for outcome in outcomes]
+    share = f"{100 * counts[0] / max(counts[0] + counts[1], 1):.1f} %"
+    print(
+      f"{file:36} {len(of_file):8}" + "".join(f"{count:11}" for count in counts) + f"{share:>11}"
+    )
 
 
 def main(given):
