@@ -188,3 +188,12 @@ def test_broken_files_in_memory_are_named():
   Image.fromarray(make_image((8, 8), 0)).save(buffer, "PNG")
   with pytest.raises(InputError, match=r"record 8: cannot be read as an image"):
     images.read_image("record 8", content=buffer.getvalue()[:-60])
+
+
+def test_a_file_that_asks_for_too_much_memory_is_named(tmp_path, monkeypatch):
+  def greedy(*args, **kwargs):
+    raise MemoryError
+
+  monkeypatch.setattr(Image, "open", greedy)
+  with pytest.raises(InputError, match=r"greedy.png: takes more memory"):
+    images.read_index_image(str(tmp_path / "greedy.png"))

@@ -264,6 +264,7 @@ def double_first(content):
     (drop_first("annotations", "bbox"), '"bbox" is None'),
     (drop_first("images", "height"), 'image a.png has no "height"'),
     (edit_first("images", "width", 0), "image a.png is 0 x 20 pixels"),
+    (edit_first("images", "width", True), "image a.png is True x 20 pixels"),
     (double_first, "image a.png .* is listed twice"),
     (edit_first("annotations", "iscrowd", "0"), "a.png: annotation 1: \"iscrowd\" is '0'"),
     (edit_first("annotations", "image_id", [1]), '"image_id" of entry 0 of "annotations" is .1.'),

@@ -190,8 +190,10 @@ def _opened(path: str, content: bytes | None, names: tuple[str, str]):
   try:
     with Image.open(path if content is None else io.BytesIO(content), formats=_known()) as image:
       yield image
-  except (InputError, MemoryError):
+  except InputError:
     raise
+  except MemoryError as error:  # a file may claim parts of any length
+    raise InputError(f"{path}: takes more memory to be read than there is") from error
   except FileNotFoundError:
     raise InputError(f"{path}: no such {names[0]}") from None
   except Exception as error:  # decoders raise whatever a broken file makes them raise
@@ -238,7 +240,7 @@ def require_possible_size(where: str, size: tuple[int, int]) -> None:
     InputError: sides that are no whole numbers above 0, or more pixels than are decoded.
   """
   height, width = size
-  if not all(isinstance(side, int) and side > 0 for side in size):
+  if not all(type(side) is int and side > 0 for side in size):  # true and false are ints, too
     raise InputError(f"{where} is {width} x {height} pixels (width x height)")
   limit = Image.MAX_IMAGE_PIXELS  # None: whoever set it has no limit
   if limit is not None and height * width > 2 * limit:
