@@ -195,7 +195,7 @@ class Checkpoints:
     if damage is None:
       try:
         return self._manager.restore(step, args=args)
-      except (OSError, ValueError, KeyError) as error:
+      except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         damage = _reason(error)
     hint = "" if self._read_only else "; remove it to go on from another"
     raise InputError(f"the checkpoint {folder} is damaged: {damage}{hint}")

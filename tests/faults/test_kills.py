@@ -64,7 +64,7 @@ def test_told_to_stop_in_every_phase(whole, cache, tmp_path):
 @drill.nightly
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "terminate"])
 def test_many_random_moments(number, whole, cache, tmp_path):
-  """BOXSEG_KILLS moments (25), drawn by BOXSEG_SEED (0); prints where they fell."""
+  """BOXSEG_KILLS moments (25), drawn by BOXSEG_SEED (0); prints where they fall."""
   kills, seed = (int(os.environ.get(f"BOXSEG_{name}", default)) for name, default in SETTINGS)
   rng, fell = np.random.default_rng(seed), []
   while len(fell) < kills:
@@ -81,6 +81,7 @@ def test_many_random_moments(number, whole, cache, tmp_path):
       if (workdir / "result.json").exists():
         break
       fell.append((phase, count, round(delay, 3), status, drill.steps_of(workdir)[-1:]))
+      print(len(fell), *fell[-1], flush=True)
     finish(config, workdir, cache)
     undisturbed = tmp_path / "undisturbed"
     if not undisturbed.exists():
@@ -89,7 +90,6 @@ def test_many_random_moments(number, whole, cache, tmp_path):
     if number == signal.SIGKILL:
       drill.assert_same_run(config, undisturbed, workdir)
     drill.assert_each_step_once(workdir)
-  print(*fell, sep="\n")
 
 
 SETTINGS = (("KILLS", "25"), ("SEED", "0"))
