@@ -70,7 +70,18 @@ REVIEWED = {
     "MIT",
     "The metadata name an address alone; the text that comes with it is MIT's. Of the tests.",
   ),
+  "datumaro": ("", "MIT", "The text that comes with it is MIT's; its metadata say nothing."),
+  "json-stream-rs-tokenizer": (
+    "",
+    "MIT",
+    "The text that comes with it has MIT's words twice; its metadata say nothing. Of datumaro.",
+  ),
   "namex": ("", "Apache-2.0", "The text that comes with it says so; its metadata say nothing."),
+  "orjson": (
+    "MPL-2.0 AND (Apache-2.0 OR MIT)",
+    "MPL-2.0 AND (Apache-2.0 OR MIT)",
+    "MPL-2.0 asks something of who changes its files, which nobody here does. Of datumaro.",
+  ),
 }
 
 

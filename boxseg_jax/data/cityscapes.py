@@ -260,7 +260,8 @@ def split_region(inside: np.ndarray) -> np.ndarray:
   while waiting:
     ymin, xmin, ymax, xmax = waiting.pop()
     part = inside[ymin:ymax, xmin:xmax]
-    rows, columns = _runs(part.any(axis=1)) + ymin, _runs(part.any(axis=0)) + xmin
+    filled_rows, filled_columns = np.asarray(part.any(axis=1)), np.asarray(part.any(axis=0))
+    rows, columns = _runs(filled_rows) + ymin, _runs(filled_columns) + xmin
     pieces = [(top, left, end, right) for top, end in rows for left, right in columns]
     (boxes if len(pieces) == 1 else waiting).extend(pieces)
   return np.array(boxes, np.int64).reshape(-1, 4)
