@@ -51,7 +51,7 @@ def trained_file(folder, class_names=CLASSES, **options):
     "model": options,
     "class_names": list(class_names),
     "canvas": list(CANVAS),
-    "loss": _LOSS | {"num_classes": len(class_names)},
+    "loss": _loss(len(class_names)),
     "best_metric": "miou",
     "step": 7,
   }
@@ -71,17 +71,19 @@ def with_logits_of_usual_size(model, variables):
   return variables
 
 
-_LOSS = {
-  "inside_boxes": "uncertainty",
-  "bootstrap": "none",
-  "teacher": "self",
-  "mask_images": 1,
-  "box_images": 1,
-  "bootstrap_start": 0,
-  "bootstrap_ramp": 0,
-  "class_weights": [1.0],
-  "box_priors": None,
-}
+def _loss(num_classes):
+  return {
+    "num_classes": num_classes,
+    "inside_boxes": "uncertainty",
+    "bootstrap": "none",
+    "teacher": "self",
+    "mask_images": 1,
+    "box_images": 1,
+    "bootstrap_start": 0,
+    "bootstrap_ramp": 0,
+    "class_weights": [1.0] * num_classes,
+    "box_priors": None,
+  }
 
 
 def exported(source, kind, path, report=lambda line: None):
