@@ -358,7 +358,7 @@ class TestTheReport:
       r"all mask images once +1 step; 1050 epochs in 300 steps",
       r"all box images once +1 step; 300 epochs in 300 steps",
       r"parameters +11,\d\d\d",  # the teacher's among them
-      r"memory of each device +about \d+ MiB, \d+ KiB of it parameters",
+      r"memory of each device +about \d+ [KM]iB, \d+ KiB of it parameters",
     ):
       assert re.search(line, text), text
     short = [line for line in text.splitlines() if not line.startswith("Page: ")]

@@ -399,16 +399,11 @@ class TestBatchesOfNothing:
     assert metrics["loss_mask"] > 0
     assert_only_decayed(before.params["head"]["sigma"], after.params["head"]["sigma"])
 
-  def test_void_alone_teaches_nothing(self):
-    """No pixel counts; the images are still images, and batch norm sees them."""
-    (before, after), metrics = states_of({"has_mask": ALL, "labels": VOID_LABELS})
-    assert metrics["loss"] == 0 and metrics["grad_norm"] == 0
-    assert_only_decayed(before.params, after.params)
-    pairs = zip(*map(jax.tree.leaves, (before.batch_stats, after.batch_stats)), strict=True)
-    assert all(np.any(old != new) for old, new in pairs)
-
-  def test_padding_alone_changes_nothing_but_the_count(self):
-    (_, one, other), metrics = states_of({}, {"valid": NONE})
+  @pytest.mark.parametrize(
+    "nothing", [{"valid": NONE}, {"has_mask": ALL, "labels": VOID_LABELS}], ids=["padding", "void"]
+  )
+  def test_without_a_pixel_to_learn_from_nothing_changes_but_the_count(self, nothing):
+    (_, one, other), metrics = states_of({}, nothing)
     assert (int(one.step), int(other.step)) == (1, 2)
     jax.tree.map(np.testing.assert_array_equal, one, other.replace(step=one.step))
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0

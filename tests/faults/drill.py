@@ -122,7 +122,12 @@ def _run(log, args, faults):
     fault()
   from boxseg_jax import main
 
-  main.run()
+  try:
+    main.run()
+  finally:
+    # What measures coverage writes its file at the very end.
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 # What is told, and what is left behind.
@@ -231,9 +236,10 @@ def freed(ballast):
 
 
 def files_limited(size):
-  """No file of this process may grow beyond so many bytes."""
+  """No file of this process may grow beyond so many bytes, as long as the product runs."""
   signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+  most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
 
 
 def clocks_that_go_back():
