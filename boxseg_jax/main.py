@@ -10,8 +10,8 @@ from ml_collections import config_flags
 
 from boxseg_jax.errors import InputError, ToldError
 
-_ON_DATA = ("train", "evaluate", "study", "benchmark", "check_data")
-MODES = (*_ON_DATA, "predict", "label", "export", "report")
+MODES: tuple[str, ...] = ("train", "evaluate", "study", "benchmark", "check_data")
+MODES += ("predict", "label", "export", "report")
 
 
 def run() -> None:

@@ -198,6 +198,15 @@ def test_spoilt_boxes_are_boxes_still(record, resize, share, seed):
   np.testing.assert_array_equal(make_image(record.size, 0), spoilt.read_image())
 
 
+def refused(name):
+  """What is said against a name; None where it is let in."""
+  try:
+    require_inside("here", name)
+  except InputError as error:
+    return str(error)
+  return None
+
+
 parts = st.sampled_from(["..", ".", "", "a", "b.png", "...", "..a", "~", "C:", " ", "é", "\\"])
 names = st.one_of(
   st.text(max_size=30),
@@ -209,10 +218,9 @@ names = st.one_of(
 @given(names)
 @hypothesis.settings(max_examples=400)
 def test_names_stay_below_their_folder_or_are_refused(name):
-  try:
-    require_inside("here", name)
-  except InputError as error:
-    assert str(error).startswith("here: ")
+  refusal = refused(name)
+  if refusal is not None:
+    assert refusal.startswith("here: ")
     return
   root = "/data/set/images"
   place = os.path.normpath(os.path.join(root, name))
@@ -222,4 +230,4 @@ def test_names_stay_below_their_folder_or_are_refused(name):
 
 @given(st.lists(st.sampled_from(["a", "b.png", "été", "名前", "x y", "-", "..."]), min_size=1))
 def test_ordinary_names_are_not_refused(path):
-  require_inside("here", "/".join(path[:9]))
+  assert refused("/".join(path[:9])) is None

@@ -293,15 +293,3 @@ def test_tensorboard_on_a_full_disk_neither_hangs_nor_is_silent(tmp_path, monkey
   writer.close()
   assert [event.step for event in read_events(tmp_path) if event.summary.value] == [50]
   assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 51
-
-
-def test_a_clock_that_goes_back_makes_no_rate_negative():
-  times = iter([10.0, 11.0, 12.0, 5.0, 6.0, 7.0, 8.0, 13.0, 14.0, 15.0, 16.0, 17.0])
-  progress = Progress(9, io.StringIO(), batch_size=4, clock=lambda: next(times))
-  batches = progress.watch(range(3))
-  for step in (1, 2, 3):
-    next(batches)
-    progress.update(step, loss=1.0)
-    measured = progress.measured()
-    assert all(math.isnan(value) or value >= 0 for value in measured.values()), measured
-  assert progress.images_per_second > 0

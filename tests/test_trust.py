@@ -81,13 +81,10 @@ print(json.dumps(TRIED))
 """
 
 
-@pytest.fixture(scope="module")
-def offline(tmp_path_factory):
-  """(folder, what the child process said) of a check, a training, a prediction and an export."""
-  folder = tmp_path_factory.mktemp("offline")
-  Image.fromarray(make_image((20, 30), 0)).save(folder / "photo.png")
+def said_by_child(program, folder):
+  """Standard output of a Python program in a process of its own, which has to end well."""
   done = subprocess.run(
-    [sys.executable, "-c", _OFFLINE, str(folder)],
+    [sys.executable, "-c", program, str(folder)],
     capture_output=True,
     text=True,
     cwd=ROOT,
@@ -95,7 +92,15 @@ def offline(tmp_path_factory):
     check=False,
   )
   assert done.returncode == 0, done.stderr
-  return folder, done.stdout
+  return done.stdout
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+  """(folder, what the child process said) of a check, a training, a prediction and an export."""
+  folder = tmp_path_factory.mktemp("offline")
+  Image.fromarray(make_image((20, 30), 0)).save(folder / "photo.png")
+  return folder, said_by_child(_OFFLINE, folder)
 
 
 def test_nothing_reaches_for_the_network(offline):
@@ -291,16 +296,7 @@ def test_sizes_that_are_claimed_are_not_believed(tmp_path):
   content = read_json(folder)
   content["images"][0] |= {"height": 60000, "width": 60000}
   write_json(folder, content)
-  done = subprocess.run(
-    [sys.executable, "-c", _CLAIMS, str(tmp_path)],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env=ONE_DEVICE,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  grown, told = json.loads(done.stdout)
+  grown, told = json.loads(said_by_child(_CLAIMS, tmp_path))
   # The smallest of these claims, a map of bits, would take 429 MiB.
   assert grown < 50, f"{grown} MiB were taken"
   assert len(told) == 19 and "was read" not in told, told

@@ -7,7 +7,6 @@
 
 import base64
 import io
-import json
 import os
 import reprlib
 import zlib
@@ -20,6 +19,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
+from boxseg_jax import files
 from boxseg_jax.data import images
 from boxseg_jax.errors import InputError
 
@@ -64,7 +64,7 @@ def read_yolo(root: str, split: str, *, corners: str) -> tuple[list, list[str]]:
     InputError: a file that is missing or cannot be read, or a row that is no object.
   """
   path = Path(root) / "data.yaml"
-  content = _parsed(path, yaml.safe_load, yaml.YAMLError)
+  content = _read_yaml(path)
   names = content.get("names")
   names = dict(enumerate(names)) if isinstance(names, list) else names
   if not isinstance(names, dict) or set(names) != set(range(len(names))):
@@ -99,7 +99,7 @@ def read_supervisely(root: str, split: str) -> tuple[list, list[str]]:
     InputError: a file that is missing or cannot be read, or an object of another kind than
       polygon, bitmap and rectangle.
   """
-  meta = _parsed(Path(root) / "meta.json", json.loads, ValueError)
+  meta = files.read_json(Path(root) / "meta.json")
   try:
     names = [entry["title"] for entry in meta["classes"]]
   except (KeyError, TypeError) as error:
@@ -111,10 +111,10 @@ def read_supervisely(root: str, split: str) -> tuple[list, list[str]]:
   return [_supervisely_item(path, split, names) for path in paths], names
 
 
-def _parsed(path: Path, parse: Any, broken: type[Exception]) -> dict:
+def _read_yaml(path: Path) -> dict:
   try:
-    content = parse(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError, RecursionError, broken) as error:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
     raise InputError(f"{path}: cannot be read ({error})") from error
   if not isinstance(content, dict):
     raise InputError(f"{path}: cannot be read (it holds no keys)")
@@ -221,7 +221,7 @@ def _yolo_object(datumaro: Any, row: Sequence[float], scale: np.ndarray, corners
 def _supervisely_item(path: Path, split: str, names: Sequence[str]) -> Any:
   import datumaro
 
-  content = _parsed(path, json.loads, ValueError)
+  content = files.read_json(path)
   try:
     size = int(content["size"]["height"]), int(content["size"]["width"])
     images.require_possible_size("the image", size)

@@ -6,7 +6,6 @@ in the file does not matter.
 """
 
 import difflib
-import json
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from boxseg_jax import files
 from boxseg_jax.batch import VOID
 from boxseg_jax.data import images
 from boxseg_jax.data.records import require_inside
@@ -151,17 +151,14 @@ def unknown_label(name: str, class_names: Sequence[str]) -> str:
 
 
 def _load_json(path: Path) -> dict[str, list]:
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
+  if not path.exists():
     raise InputError(
       f"{path}: no such file; a split's folder holds instances.json and images/ "
       "(data.root, data.train_split and data.eval_split say where)"
-    ) from None
-  except (OSError, ValueError, RecursionError) as error:  # nested too deep
-    raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    )
+  content = files.read_json(path)
   for key in ("images", "annotations", "categories"):
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+    if not isinstance(content.get(key), list):
       raise InputError(f'{path}: not a COCO instances file: there is no list "{key}"')
     _require_entries(path, key, content[key])
   if not content["images"]:

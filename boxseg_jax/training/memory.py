@@ -10,9 +10,9 @@ from boxseg_jax import config as configuration
 from boxseg_jax.errors import OutOfMemoryError
 
 # Keys that memory hangs on, the first to lower first.
-TRAINING = ("data.batch_size", "data.canvas", "model.width")
+TRAINING = ("data.batch_size", "data.canvas")
 EVALUATION = ("eval.batch_size", "data.canvas")
-EITHER = ("data.batch_size", "eval.batch_size", "data.canvas", "model.width")
+EITHER = ("data.batch_size", "eval.batch_size", "data.canvas")
 _STATUS = "RESOURCE_EXHAUSTED"  # XLA's, while it compiles and while a program runs
 
 

@@ -46,7 +46,7 @@ def noted(workdir, step: int) -> Iterator[None]:
   write_json(path, [*earlier, note])
   yield
   # Not in a `finally`: a start that was stopped is told by its lack of a duration.
-  write_json(path, [*earlier, note | {"seconds": max(round(time.monotonic() - started, 1), 0.0)}])
+  write_json(path, [*earlier, note | {"seconds": round(time.monotonic() - started, 1)}])
 
 
 def starts(workdir) -> list[dict]:

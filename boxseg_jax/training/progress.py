@@ -47,7 +47,7 @@ class Progress:
     self._live = self._stream.isatty()
     self._batch_size = batch_size
     self._device_count = device_count
-    self._clock = _never_back(clock)
+    self._clock = clock
     self._step = start_step
     self._values: dict[str, float] = {}
     # (steps, seconds, waited)
@@ -182,8 +182,8 @@ class Count:
     self._unit = unit
     self._stream = sys.stdout if stream is None else stream
     self._live = self._stream.isatty()
-    self._clock = _never_back(clock)
-    self._started = self._clock()
+    self._clock = clock
+    self._started = clock()
     self._line = ""
     self._drawn_at = -math.inf
 
@@ -208,18 +208,6 @@ class Count:
     if self._line:
       print("" if self._live else self._line, file=self._stream, flush=True)
     self._line = ""
-
-
-def _never_back(clock):
-  """A clock that stands still where the given one goes back: no time is negative."""
-  latest = -math.inf
-
-  def read():
-    nonlocal latest
-    latest = max(latest, clock())
-    return latest
-
-  return read
 
 
 def _number(value: float) -> str:

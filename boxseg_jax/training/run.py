@@ -20,10 +20,8 @@ from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.snapshots import Snapshots
 
 # Parts of the configuration that change nothing in what a run becomes.
-_OF_NO_RUN = (
-  *("study.", "benchmark.", "predict.", "label.", "export."),
-  *("train.profile_steps", "train.on_failed_write"),
-)
+_OF_NO_RUN: tuple[str, ...] = ("study.", "benchmark.", "predict.", "label.", "export.")
+_OF_NO_RUN += ("train.profile_steps", "train.on_failed_write")
 
 
 class Run:

@@ -285,6 +285,12 @@ def make_train_step(
   """
   loss = make_loss(model, settings)
 
+  def learn(state: TrainState, grads, batch_stats) -> TrainState:
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = update_ema(state.ema, params, batch_stats, step=state.step, decay=ema_decay)
+    return TrainState(state.step, params, batch_stats, ema, opt_state)
+
   def train_step(state: TrainState, batch):
     keys = example_keys(seed, state.step, batch["image"].shape[0], axis_name)
     batch = augment(batch, keys)
@@ -294,19 +300,15 @@ def make_train_step(
     # The floor keeps a batch without a single counted pixel finite.
     weight = jnp.maximum(counted, 1.0)
     grads = jax.tree.map(lambda g: g / weight, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = update_ema(state.ema, params, batch_stats, step=state.step, decay=ema_decay)
+    # Without a pixel to learn from the gradient is 0, but decay and momentum would go on, and
+    # statistics be those of black images. A choice of each number would copy the state.
+    state = jax.lax.cond(counted > 0, learn, lambda state, *_: state, state, grads, batch_stats)
 
     metrics = {name: sums.pop(name) / weight for name in list(sums) if name.startswith("loss_")}
     metrics["loss"] = sum(metrics.values())
     metrics["certainty_box"] = sums.pop("certainty_box") / jnp.maximum(sums.pop("box_pixels"), 1.0)
     metrics["grad_norm"] = optax.global_norm(grads)
-    metrics["param_norm"] = optax.global_norm(params)
-    learned = TrainState(state.step, params, batch_stats, ema, opt_state)
-    # Without a pixel to learn from the gradient is 0, but decay and momentum would go on, and
-    # statistics be those of black images.
-    state = jax.tree.map(partial(jnp.where, counted > 0), learned, state)
+    metrics["param_norm"] = optax.global_norm(state.params)
     return state.replace(step=state.step + 1), metrics | sums
 
   return train_step

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from boxseg_jax import config as configuration
-from boxseg_jax.training import checksums, loop, progress
+from boxseg_jax.training import checksums, loop
 from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.run import Run
 
@@ -242,17 +242,10 @@ def files_limited(size):
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
 
 
-def clocks_that_go_back():
-  """All clocks of the standard library jump back by an hour again and again."""
-  for name in ("time", "monotonic", "perf_counter"):
-    setattr(time, name, _jumping(getattr(time, name)))
-  for user in (progress.Progress, progress.Count):  # their defaults are of before
-    user.__init__.__kwdefaults__["clock"] = time.monotonic
-
-
-def _jumping(clock):
-  calls = itertools.count(1)
-  return lambda: clock() - 3600.0 * (next(calls) // 7)
+def wall_clock_that_goes_back():
+  """By an hour, again and again, as it may when it is set; the monotonic one never does."""
+  calls, clock = itertools.count(1), time.time
+  time.time = lambda: clock() - 3600.0 * (next(calls) // 7)
 
 
 def out_of_memory(text):

@@ -14,19 +14,10 @@ from boxseg_jax.training import memory
 TEXT = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 137438953472 bytes."
 
 
-@pytest.mark.parametrize(
-  ("phase", "keys"),
-  [
-    (
-      "step",
-      ("config.data.batch_size, now 8", "config.data.canvas", "config.optimizer.accumulate"),
-    ),
-    pytest.param("evaluation", ("config.data.batch_size, now 8",), marks=drill.nightly),
-  ],
-)
-def test_what_to_lower_is_told(phase, keys, whole, cache, tmp_path):
+def test_what_to_lower_is_told(whole, cache, tmp_path):
+  keys = ("config.data.batch_size, now 8", "config.data.canvas", "config.optimizer.accumulate")
   args = drill.arguments(whole[0], tmp_path / "run", cache)
-  fault = partial(drill.when, phase, 1, partial(drill.out_of_memory, TEXT))
+  fault = partial(drill.when, "step", 1, partial(drill.out_of_memory, TEXT))
   status, said = drill.run(tmp_path / "log", args, fault)
   assert status == 1, said
   drill.assert_told(said, "error: out of memory on the device (cpu)", *keys, TEXT)

@@ -75,9 +75,9 @@ class TestLock:
 
 
 @drill.nightly
-def test_clocks_that_go_back(whole, cache, tmp_path):
+def test_wall_clock_that_goes_back(whole, cache, tmp_path):
   args = drill.arguments(whole[0], tmp_path / "run", cache)
-  status, said = drill.run(tmp_path / "log", args, drill.clocks_that_go_back)
+  status, said = drill.run(tmp_path / "log", args, drill.wall_clock_that_goes_back)
   assert status == 0, said
   drill.assert_told(said)
   drill.assert_same_run(whole[0], whole[1], tmp_path / "run")
