@@ -47,8 +47,9 @@ def test_killed_in_every_phase(whole, cache, tmp_path):
 
 
 @drill.nightly
-def test_told_to_stop_in_every_phase(whole, cache, tmp_path):
-  config, workdir = whole[0], tmp_path / "run"
+def test_told_to_stop_in_every_phase(cache, tmp_path):
+  # So long that it has not ended before it is told.
+  config, workdir = drill.small(train__num_steps=20 * drill.EVERY), tmp_path / "run"
   for phase, count in (("step", 2), ("commit", 1), ("evaluation", 1)):
     status, said = start_and(
       signal.SIGTERM, phase, count, 0.0, config=config, workdir=workdir, cache=cache
@@ -57,7 +58,8 @@ def test_told_to_stop_in_every_phase(whole, cache, tmp_path):
     step = drill.steps_of(workdir)[-1]
     drill.assert_told(said, f"goes on from step {step}")
   finish(config, workdir, cache)
-  drill.assert_same_state(config, whole[1], workdir)
+  finish(config, tmp_path / "undisturbed", cache)
+  drill.assert_same_state(config, tmp_path / "undisturbed", workdir)
   drill.assert_each_step_once(workdir)
 
 
