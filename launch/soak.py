@@ -4,14 +4,18 @@
     python launch/soak.py images --to=runs/load-images.json  # 100,000 images in one COCO file
     python launch/soak.py files --to=runs/load-files.json    # prediction of 5,000 files, 50 broken
 
-Each part starts the command that a person starts, or opens what training opens, in a process of
-its own, and watches that process from outside by /proc (so Linux alone). What falls short of its
-limit is named at the end, and the exit status is 1.
+Each part runs the command that a person starts, or opens what training opens, in a process of
+its own, and watches that process from outside by /proc (so Linux with glibc alone). What falls
+short of its limit is named at the end, and the exit status is 1.
+
+Two numbers tell of memory: what is in use, by the allocator's own count of what it has given out
+and not got back (Python's objects with it), and what the process has of the machine. The second
+moves with what the allocator keeps for later, too, and the system takes that back and gives it
+again as it likes, so the growth is that of the first.
 
 "steps": the embedded set, a network of two channels, with evaluations, pictures and checkpoints
 between. The first tenth is the warm-up. After it, least squares over all samples give the growth
-of the process's own memory (files that are mapped come and go as the system likes, so they are left
-out); file handles are counted at its end, at their most, and at the last step;
+of the memory in use; file handles are counted at its end, at their most, and at the last step;
 the last tenth's throughput is compared with that of the tenth behind the warm-up, by seconds of
 the processor, which other work on the machine changes little, and by the wall's clock beside it.
 "images": opening a training set of 1/8, 1/4, 1/2 and all of the images: seconds of the processor
@@ -21,6 +25,7 @@ Python with the same libraries takes left out.
 """
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -29,6 +34,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -57,8 +63,8 @@ class Sample(NamedTuple):
     done: steps or files.
     wall: seconds.
     processor: seconds, of all of its threads.
-    memory: MiB that are its own, in memory or swapped out: what a leak makes more of. Pages of
-      files are left out: the system drops and reads them again as it likes.
+    in_use: MiB that it has asked for and not given back: what a leak makes more of.
+    memory: MiB that it has of the machine, in memory or swapped out. Pages of files are left out.
     handles: open files, sockets and the like.
     threads: their number.
   """
@@ -66,13 +72,14 @@ class Sample(NamedTuple):
   done: int
   wall: float
   processor: float
+  in_use: float
   memory: float
   handles: int
   threads: int
 
 
-def sample(pid, done):
-  """A Sample of a process; None where it has ended."""
+def sample(pid, done, noted):
+  """A Sample of a process, with what `note_memory` has noted of it; None where it has ended."""
   proc = Path(f"/proc/{pid}")
   try:
     fields = (proc / "stat").read_text().rpartition(")")[2].split()
@@ -87,29 +94,77 @@ def sample(pid, done):
     done,
     time.monotonic(),
     ticks / os.sysconf("SC_CLK_TCK"),
+    float(noted.read_text()),
     sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap")) / 2**10,
     handles,
     int(fields[17]),
   )
 
 
-def watch(command, progress, *, log):
-  """Runs a command.
+class _MallInfo(ctypes.Structure):
+  """What mallinfo2(3) gives back."""
+
+  _fields_ = tuple(
+    (name, ctypes.c_size_t)
+    for name in (
+      *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+      *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+    )
+  )
+
+
+def note_memory(path, seconds):
+  """Writes the MiB in use into a file, now and again and again, in a thread of this process."""
+  libc = ctypes.CDLL("libc.so.6")
+  libc.mallinfo2.restype = _MallInfo
+  file = open(path, "w")  # noqa: SIM115  the thread writes as long as there is a process
+
+  def note():
+    found = libc.mallinfo2()
+    file.seek(0)
+    file.write(f"{(found.uordblks + found.hblkhd) / 2**20:16.4f}")  # one length, so never a mixture
+    file.flush()
+
+  def keep_noting():
+    while True:
+      time.sleep(seconds)
+      note()
+
+  note()
+  threading.Thread(target=keep_noting, daemon=True).start()
+
+
+_NOTED = f"""
+import runpy, sys
+runpy.run_path({str(Path(__file__).resolve())!r})["note_memory"](sys.argv[1], float(sys.argv[2]))
+sys.argv = ["python", *sys.argv[3:]]
+"""
+_PROGRAM = "from boxseg_jax import main; main.run()"
+
+
+def watch(code, args, progress, *, log):
+  """Runs a program.
 
   Args:
-    command: list of texts.
+    code: Python.
+    args: its arguments, a list of texts.
     progress: () -> how far it is, a whole number.
-    log: path for what it says.
+    log: path for what it says; beside it lies what is noted of its memory.
 
   Returns:
     (exit status, a Sample whenever progress had changed).
   """
-  samples, last = [], 0
+  samples, last, noted = [], 0, log.with_suffix(".memory")
+  command = [sys.executable, "-c", _NOTED + code, str(noted), str(_POLL), *args]
+  # Or Python's small objects lie in blocks whose use nobody counts.
+  counted = os.environ | {"PYTHONMALLOC": "malloc"}
   with open(log, "w") as told:
-    process = subprocess.Popen(command, cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+      command, cwd=ROOT, env=counted, stdout=told, stderr=subprocess.STDOUT
+    )
     while process.poll() is None:
       done = progress()
-      seen = sample(process.pid, done) if done > last else None
+      seen = sample(process.pid, done, noted) if done > last else None
       if seen:
         samples.append(seen)
         last = done
@@ -118,9 +173,9 @@ def watch(command, progress, *, log):
 
 
 def growth(samples):
-  """Least squares of the memory, MiB per 1,000 done."""
-  done, memory = (np.array([getattr(s, k) for s in samples]) for k in ("done", "memory"))
-  return 1000 * float(np.polyfit(done, memory, 1)[0])
+  """Least squares of the memory in use, MiB per 1,000 done."""
+  done, in_use = (np.array([getattr(s, k) for s in samples]) for k in ("done", "in_use"))
+  return 1000 * float(np.polyfit(done, in_use, 1)[0])
 
 
 def _between(samples, low, high):
@@ -138,13 +193,18 @@ def _memory(samples, warm_up):
   """What a part's JSON says of memory, handles and threads behind the warm-up."""
   warm = [s for s in samples if s.done >= warm_up]
   thinned = samples[:: math.ceil(len(samples) / _KEPT)]
+
+  def three(field):
+    return {
+      "after_warm_up": round(getattr(warm[0], field), 1),
+      "most": round(max(getattr(s, field) for s in samples), 1),
+      "end": round(getattr(warm[-1], field), 1),
+    }
+
   return {
-    "own_mib": {
-      "after_warm_up": round(warm[0].memory, 1),
-      "most": round(max(s.memory for s in samples), 1),
-      "end": round(warm[-1].memory, 1),
-    },
+    "in_use_mib": three("in_use"),
     "growth_mib_per_1000": round(growth(warm), 4),
+    "own_mib": three("memory"),
     "handles": {
       "after_warm_up": warm[0].handles,
       "most": max(s.handles for s in warm),
@@ -152,7 +212,7 @@ def _memory(samples, warm_up):
     },
     "threads": {"after_warm_up": warm[0].threads, "end": warm[-1].threads},
     "samples": len(warm),
-    "own_mib_by_done": [[s.done, round(s.memory, 1)] for s in thinned],
+    "done_in_use_own_mib": [[s.done, round(s.in_use, 2), round(s.memory, 1)] for s in thinned],
   }
 
 
@@ -172,8 +232,8 @@ def steps(count, pipeline, folder):
   """
   workdir, log = folder / f"steps-{pipeline}", folder / f"steps-{pipeline}.log"
   metrics = workdir / "metrics.jsonl"
-  command = _training(workdir, count, pipeline)
-  status, samples = watch(command, _Tail(metrics).step, log=log)
+  args = _training(workdir, count, pipeline)
+  status, samples = watch(_PROGRAM, args, _Tail(metrics).step, log=log)
   if status or not samples or samples[-1].done < count:
     sys.exit(f"the training failed:\n{log.read_text()[-2000:]}")
   warm_up, part = round(_WARM_UP * count), round(_PART * count)
@@ -181,7 +241,7 @@ def steps(count, pipeline, folder):
   last = _cost(_between(samples, count - part, count))
   rows = [json.loads(line) for line in metrics.read_text().splitlines()]
   return {
-    "command": _shown(command),
+    "command": _shown(args, folder),
     "steps": count,
     "warm_up_steps": warm_up,
     **_memory(samples, warm_up),
@@ -219,7 +279,7 @@ def _training(workdir, count, pipeline):
     "eval.pictures": 2,
   }
   flags = [f"--config.{key}={value}" for key, value in settings.items()]
-  return [sys.executable, "-m", "boxseg_jax.main", f"--workdir={workdir}", *flags]
+  return [f"--workdir={workdir}", *flags]
 
 
 class _Tail:
@@ -397,15 +457,19 @@ def files(count, folder):
   write_photos(photos, count)
   broken = break_files(photos)
   shutil.rmtree(results, ignore_errors=True)
-  subprocess.run(_training(workdir, 100, "numpy"), cwd=ROOT, check=True, capture_output=True)
-  flags = [f"--workdir={workdir}", f"--images={photos}", f"--to={results}"]
-  command = [sys.executable, "-m", "boxseg_jax.main", "--mode=predict", *flags]
+  trained = [sys.executable, "-m", "boxseg_jax.main", *_training(workdir, 100, "numpy")]
+  subprocess.run(trained, cwd=ROOT, check=True, capture_output=True)
+  args = ["--mode=predict", f"--workdir={workdir}", f"--images={photos}", f"--to={results}"]
   log, done = folder / "files.log", results / "labels"
-  status, samples = watch(command, lambda: len(os.listdir(done)) if done.exists() else 0, log=log)
+
+  def progress():
+    return len(os.listdir(done)) if done.exists() else 0
+
+  status, samples = watch(_PROGRAM, args, progress, log=log)
   told = log.read_text()
   listed = (results / "broken.txt").read_text()
   return {
-    "command": _shown(command),
+    "command": _shown(args, folder),
     "files": count,
     "broken": len(broken),
     "predicted": len(os.listdir(done)),
@@ -442,8 +506,8 @@ def short_of_files(found):
     yield f"memory grows by {found['growth_mib_per_1000']} MiB per 1,000 files"
 
 
-def _shown(command):
-  return shlex.join(["python", *map(str, command[1:])])
+def _shown(args, folder):
+  return shlex.join(["python", "-m", "boxseg_jax.main", *args]).replace(f"{folder}/", "runs/")
 
 
 def main():
