@@ -11,13 +11,14 @@ short of its limit is named at the end, and the exit status is 1.
 Two numbers tell of memory: what is in use, by the allocator's own count of what it has given out
 and not got back (Python's objects with it), and what the process has of the machine. The second
 moves with what the allocator keeps for later, too, and the system takes that back and gives it
-again as it likes, so the growth is that of the first.
+again as it likes, so the growth is that of the first. To count all of it slows Python down.
 
 "steps": the embedded set, a network of two channels, with evaluations, pictures and checkpoints
-between. The first tenth is the warm-up. After it, least squares over all samples give the growth
-of the memory in use; file handles are counted at its end, at their most, and at the last step;
-the last tenth's throughput is compared with that of the tenth behind the warm-up, by seconds of
-the processor, which other work on the machine changes little, and by the wall's clock beside it.
+between, twice: as it is, and counted. The first tenth is the warm-up. After it, least squares over
+all samples of the counted run give the growth of the memory in use. Of the other run file handles
+are told at the end of the warm-up, at their most, and at the last step; and the last tenth's
+throughput is compared with that of the tenth behind the warm-up, by seconds of the processor,
+which other work on the machine changes little, and by the wall's clock beside it.
 "images": opening a training set of 1/8, 1/4, 1/2 and all of the images: seconds of the processor
 and peak memory, each also per image; and the exponent e of n^e that fits them best, what an empty
 Python with the same libraries takes left out.
@@ -142,7 +143,7 @@ sys.argv = ["python", *sys.argv[3:]]
 _PROGRAM = "from boxseg_jax import main; main.run()"
 
 
-def watch(code, args, progress, *, log):
+def watch(code, args, progress, *, log, counted):
   """Runs a program.
 
   Args:
@@ -150,18 +151,17 @@ def watch(code, args, progress, *, log):
     args: its arguments, a list of texts.
     progress: () -> how far it is, a whole number.
     log: path for what it says; beside it lies what is noted of its memory.
+    counted: Python's small objects are in use, too. Else it keeps them in blocks of its own, whose
+      use nobody counts, and is faster by half.
 
   Returns:
     (exit status, a Sample whenever progress had changed).
   """
   samples, last, noted = [], 0, log.with_suffix(".memory")
   command = [sys.executable, "-c", _NOTED + code, str(noted), str(_POLL), *args]
-  # Or Python's small objects lie in blocks whose use nobody counts.
-  counted = os.environ | {"PYTHONMALLOC": "malloc"}
+  env = os.environ | ({"PYTHONMALLOC": "malloc"} if counted else {})
   with open(log, "w") as told:
-    process = subprocess.Popen(
-      command, cwd=ROOT, env=counted, stdout=told, stderr=subprocess.STDOUT
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=told, stderr=subprocess.STDOUT)
     while process.poll() is None:
       done = progress()
       seen = sample(process.pid, done, noted) if done > last else None
@@ -189,31 +189,31 @@ def _cost(samples):
   return (last.processor - first.processor) / count, (last.wall - first.wall) / count
 
 
-def _memory(samples, warm_up):
-  """What a part's JSON says of memory, handles and threads behind the warm-up."""
+def _in_use(samples, warm_up):
+  """What a part's JSON says of the memory in use behind the warm-up."""
   warm = [s for s in samples if s.done >= warm_up]
   thinned = samples[:: math.ceil(len(samples) / _KEPT)]
-
-  def three(field):
-    return {
-      "after_warm_up": round(getattr(warm[0], field), 1),
-      "most": round(max(getattr(s, field) for s in samples), 1),
-      "end": round(getattr(warm[-1], field), 1),
-    }
-
   return {
-    "in_use_mib": three("in_use"),
+    "in_use_mib": _three(warm, "in_use", 2),
     "growth_mib_per_1000": round(growth(warm), 4),
-    "own_mib": three("memory"),
-    "handles": {
-      "after_warm_up": warm[0].handles,
-      "most": max(s.handles for s in warm),
-      "end": warm[-1].handles,
-    },
-    "threads": {"after_warm_up": warm[0].threads, "end": warm[-1].threads},
     "samples": len(warm),
-    "done_in_use_own_mib": [[s.done, round(s.in_use, 2), round(s.memory, 1)] for s in thinned],
+    "in_use_mib_by_done": [[s.done, round(s.in_use, 2)] for s in thinned],
   }
+
+
+def _held(samples, warm_up):
+  """What a part's JSON says of what the process has of the machine behind the warm-up."""
+  warm = [s for s in samples if s.done >= warm_up]
+  return {
+    "own_mib": _three(warm, "memory", 1),
+    "handles": _three(warm, "handles", 0),
+    "threads": _three(warm, "threads", 0),
+  }
+
+
+def _three(warm, field, digits):
+  values = [round(getattr(s, field), digits) for s in warm]
+  return {"after_warm_up": values[0], "most": max(values), "end": values[-1]}
 
 
 # --- Steps ---
@@ -225,26 +225,24 @@ def steps(count, pipeline, folder):
   Args:
     count: steps, at least 100.
     pipeline: as `data.pipeline`.
-    folder: of the run.
+    folder: of the runs.
 
   Returns:
     What is known of it, by name.
   """
-  workdir, log = folder / f"steps-{pipeline}", folder / f"steps-{pipeline}.log"
-  metrics = workdir / "metrics.jsonl"
-  args = _training(workdir, count, pipeline)
-  status, samples = watch(_PROGRAM, args, _Tail(metrics).step, log=log)
-  if status or not samples or samples[-1].done < count:
-    sys.exit(f"the training failed:\n{log.read_text()[-2000:]}")
   warm_up, part = round(_WARM_UP * count), round(_PART * count)
+  counted = _trained(folder / f"counted-{pipeline}", count, pipeline, counted=True)
+  workdir = folder / f"steps-{pipeline}"
+  samples = _trained(workdir, count, pipeline, counted=False)
   first = _cost(_between(samples, warm_up, warm_up + part))
   last = _cost(_between(samples, count - part, count))
-  rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   return {
-    "command": _shown(args, folder),
+    "command": _shown(_training(workdir, count, pipeline), folder),
     "steps": count,
     "warm_up_steps": warm_up,
-    **_memory(samples, warm_up),
+    **_in_use(counted, warm_up),
+    **_held(samples, warm_up),
     "processor_ms_per_step": {"first_tenth": round(first[0], 3), "last_tenth": round(last[0], 3)},
     "wall_ms_per_step": {"first_tenth": round(first[1], 3), "last_tenth": round(last[1], 3)},
     "throughput_of_last_tenth": {
@@ -254,6 +252,16 @@ def steps(count, pipeline, folder):
     "evaluations": sum("eval/miou" in row for row in rows),
     "result": json.loads((workdir / "result.json").read_text())["foreground_iou"],
   }
+
+
+def _trained(workdir, count, pipeline, *, counted):
+  """Samples of a training."""
+  progress, log = _Tail(workdir / "metrics.jsonl").step, workdir.with_suffix(".log")
+  args = _training(workdir, count, pipeline)
+  status, samples = watch(_PROGRAM, args, progress, log=log, counted=counted)
+  if status or not samples or samples[-1].done < count:
+    sys.exit(f"the training failed:\n{log.read_text()[-2000:]}")
+  return samples
 
 
 def _training(workdir, count, pipeline):
@@ -465,7 +473,8 @@ def files(count, folder):
   def progress():
     return len(os.listdir(done)) if done.exists() else 0
 
-  status, samples = watch(_PROGRAM, args, progress, log=log)
+  status, samples = watch(_PROGRAM, args, progress, log=log, counted=True)
+  warm_up = round(_WARM_UP * count)
   told = log.read_text()
   listed = (results / "broken.txt").read_text()
   return {
@@ -477,7 +486,8 @@ def files(count, folder):
     "listed": sum(name in listed for name in broken),
     "lines_told": len(told.splitlines()),
     "traceback": "Traceback" in told,
-    **_memory(samples, round(_WARM_UP * count)),
+    **_in_use(samples, warm_up),
+    **_held(samples, warm_up),
   }
 
 

@@ -42,19 +42,21 @@ def watched(folder, taken, handles):
   watch = soak["watch"]
   watch.__globals__["_POLL"] = 0.005
   args = [str(told), str(taken), handles]
-  status, samples = watch(_CHILD, args, progress, log=folder / "log")
+  status, samples = watch(_CHILD, args, progress, log=folder / "log", counted=True)
   assert status == 0 and samples[-1].done == 30
   return samples
 
 
 class TestTheSoak:
   def test_memory_and_handles_that_leak_are_seen(self, tmp_path):
-    leaky = soak["_memory"](watched(tmp_path, 2**20, "leak"), 3)
-    assert leaky["growth_mib_per_1000"] == pytest.approx(1000, rel=0.2)
-    assert leaky["handles"]["end"] - leaky["handles"]["after_warm_up"] >= 20
-    tight = soak["_memory"](watched(tmp_path, 0, "none"), 3)
-    assert abs(tight["growth_mib_per_1000"]) < 5
-    assert tight["handles"]["end"] <= tight["handles"]["after_warm_up"]
+    leaky = watched(tmp_path, 2**20, "leak")
+    assert soak["_in_use"](leaky, 3)["growth_mib_per_1000"] == pytest.approx(1000, rel=0.2)
+    handles = soak["_held"](leaky, 3)["handles"]
+    assert handles["end"] - handles["after_warm_up"] >= 20
+    tight = watched(tmp_path, 0, "none")
+    assert abs(soak["_in_use"](tight, 3)["growth_mib_per_1000"]) < 5
+    handles = soak["_held"](tight, 3)["handles"]
+    assert handles["end"] <= handles["after_warm_up"]
 
   def test_what_falls_short_is_told(self):
     good = {
