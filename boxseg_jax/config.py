@@ -250,6 +250,9 @@ def _study():
     # of these, of the size below (see data.box_faults): "resize", "missing", "wrong_class".
     "faults": (),
     "fault_sizes": {"resize": 0.2, "missing": 0.1, "wrong_class": 0.05},
+    # The `study.json` of other studies of this configuration: runs that they have are taken from
+    # there and not trained again, so that several machines can share a study.
+    "known": (),
     # What annotation costs, per object: for the plot over annotation time. 79 s is COCO's
     # mean (Lin et al. 2014), 7 s that of extreme clicking (Papadopoulos et al. 2017).
     "seconds_per_mask": 79.0,

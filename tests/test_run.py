@@ -330,6 +330,54 @@ class TestArms:
     with pytest.raises(InputError, match="loss.bootstrap: 'posterior' -> 'hard'"):
       study.run(config, tmp_path, report=fewer.append)
 
+  def test_study_takes_over_what_others_have_measured(self, tmp_path):
+    config = small(train__num_steps=1, study__arms=("masks_only",), study__seeds=(1,))
+    study.run(config, tmp_path / "one", report=lambda line: None)
+    known = tmp_path / "one" / "study.json"
+    config.study.arms, config.study.known = ("masks_only", "full"), (str(known),)
+    lines = []
+    study.run(config, tmp_path / "both", report=lines.append)
+    assert lines[:2] == [
+      "1 of 2 runs are known from config.study.known.",
+      "[1/1] full-100pct-seed1",
+    ]
+    first, second = (
+      json.loads((tmp_path / name / "study.json").read_text()) for name in ("one", "both")
+    )
+    assert second["cells"][0] == first["cells"][0] and second["cells"][1]["arm"] == "full"
+    assert any(str(known) in line for line in second["made_with"]["config"])
+    assert not list((tmp_path / "both").glob("masks_only*"))
+    config.optimizer.learning_rate = 1e-2
+    with pytest.raises(InputError, match=r"another configuration.*\n  optimizer.learning_rate: "):
+      study.run(config, tmp_path / "both", report=lines.append)
+
+  @pytest.mark.parametrize(
+    "damage",
+    [
+      lambda found: found.pop("made_with"),
+      lambda found: found["cells"][0].pop("seed"),
+      lambda found: found["cells"][0].update(arm=["full"]),
+      lambda found: found["cells"][0].update(metrics={}),
+      lambda found: found.update(cells=3),
+      lambda found: found["cells"].append("none"),
+    ],
+  )
+  def test_a_damaged_study_is_refused_by_name(self, damage, tmp_path):
+    config = small()
+    row = {"arm": "full", "mask_fraction": 1.0, "seed": 0, "fault": "", "annotation_hours": 1.0}
+    found = {
+      "made_with": study.made_with(config),
+      "cells": [row | {"metrics": {"foreground_iou": 0.5}}],
+    }
+    path = tmp_path / "study.json"
+    config.study.known = (str(path),)
+    path.write_text(json.dumps(found))
+    assert list(study.known_rows(config)) == [study.Cell("full", 1.0, 0)]
+    damage(found)
+    path.write_text(json.dumps(found))
+    with pytest.raises(InputError, match="study.json: is damaged"):
+      study.known_rows(config)
+
   def test_study_repeats_what_learns_from_boxes_with_each_fault(self, tmp_path):
     arms = ("masks_only", "boxes_as_masks", "full")
     config = small(train__num_steps=1, study__arms=arms, study__faults=("resize", "missing"))

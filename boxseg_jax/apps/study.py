@@ -17,6 +17,12 @@ from boxseg_jax.files import read_json, write_json, write_text
 from boxseg_jax.training import loop, origin, snapshots
 from boxseg_jax.training.run import refuse_other_configuration
 
+# Keys in which the runs of a study may differ, and those that say which runs it has.
+_OF_CELLS = (
+  *("arm:", "seed:", "data.mask_fraction:", "data.split_seed:"),
+  *("study.arms:", "study.mask_fractions:", "study.seeds:", "study.faults:", "study.known:"),
+)
+
 
 class Cell(NamedTuple):
   """One run of the study.
@@ -106,19 +112,61 @@ def run(config: ConfigDict, workdir, *, report=print) -> str:
     configuration.check(cell_config(config, cell))
   if config.data.split_file:
     raise InputError("a study draws its own splits: leave config.data.split_file empty")
-  _train_missing(config, planned, workdir, report)
+  known = known_rows(config)
+  own = [cell for cell in planned if cell not in known]
+  if len(own) < len(planned):
+    report(f"{len(planned) - len(own)} of {len(planned)} runs are known from config.study.known.")
+  _train_missing(config, own, workdir, report)
   objects = {
     r.image_id: len(r.boxes) for r in data.load_records(config.data, config.data.train_split)
   }
-  rows = [_row(config, cell, workdir / cell.name, objects) for cell in planned]
+  rows = [known.get(cell) or _row(config, cell, workdir / cell.name, objects) for cell in planned]
   made = made_with(config)
   write_json(workdir / "study.json", {"made_with": made, "cells": rows})
   text = same_for_all(config) + "\n" + tables.tables(rows, tuple(config.data.class_names))
   write_text(workdir / "study.md", text + "\n" + _list_items(made))
   curves.save(workdir / "study.png", [row for row in rows if not row["fault"]])
-  pictures = [snapshots.newest(workdir / cell.name) for cell in planned]
+  pictures = [snapshots.newest(workdir / cell.name) for cell in own]
   paths = [("Plot", workdir / "study.png"), *(("Pictures", path) for path in pictures if path)]
   return text + "\n" + "\n".join(f"{name}: {path}" for name, path in paths)
+
+
+def known_rows(config: ConfigDict) -> dict[Cell, dict]:
+  """What other studies have measured.
+
+  Args:
+    config: the configuration, with the paths `study.known`.
+
+  Returns:
+    Rows of their `study.json` by cell; of the first one that has it.
+
+  Raises:
+    InputError: a file that is no `study.json`, or that of another configuration.
+  """
+  found: dict[Cell, dict] = {}
+  ours = _shared(made_with(config)["config"])
+  for path in config.study.known:
+    content = read_json(path)
+    try:
+      theirs = _shared(content["made_with"]["config"])
+      rows = {Cell(*(row[field] for field in Cell._fields)): row for row in content["cells"]}
+      complete = all(row["annotation_hours"] >= 0 and row["metrics"] for row in rows.values())
+    except (KeyError, TypeError, AttributeError) as error:
+      raise InputError(f"{path}: is damaged: it is no study.json ({error!r})") from error
+    if not complete:
+      raise InputError(f"{path}: is damaged: a run without metrics")
+    if ours != theirs:
+      raise InputError(
+        f"{path} is a study of another configuration; where one of the two differs from the "
+        "default and the other does not:\n  " + "\n  ".join(sorted(ours ^ theirs))
+      )
+    found = rows | found
+  return found
+
+
+def _shared(differences):
+  """Of a configuration's differences from the default those that all runs of a study share."""
+  return {line for line in differences if not line.startswith(_OF_CELLS)}
 
 
 def _train_missing(config, planned, workdir, report):
