@@ -46,7 +46,7 @@ from PIL import Image
 from boxseg_jax.training import origin
 
 ROOT = Path(__file__).resolve().parents[1]
-# What is promised: a run of 100,000 steps may not grow by more than 50 MiB, for example.
+# What is asked for: a run of 100,000 steps may not grow by more than 50 MiB, for example.
 MAX_GROWTH = 0.5  # MiB per 1,000 steps
 MAX_GROWTH_OF_FILES = 4.0  # MiB per 1,000 files
 LEAST_THROUGHPUT = 0.95

@@ -32,7 +32,7 @@ def _compilation_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def _memory_is_given_back():
-  """Programs that were compiled, and what was needed to: or a process comes to have 5 GB."""
+  """Programs that were compiled, and what was needed to: or a process comes to have over 4 GB."""
   yield
   import jax
 

@@ -344,7 +344,9 @@ class TestArms:
     first, second = (
       json.loads((tmp_path / name / "study.json").read_text()) for name in ("one", "both")
     )
-    assert second["cells"][0] == first["cells"][0] and second["cells"][1]["arm"] == "full"
+    made_with = {key: value for key, value in first["made_with"].items() if key != "config"}
+    assert second["cells"][0] == first["cells"][0] | {"made_with": made_with}
+    assert second["cells"][1]["arm"] == "full" and "made_with" not in second["cells"][1]
     assert any(str(known) in line for line in second["made_with"]["config"])
     assert not list((tmp_path / "both").glob("masks_only*"))
     config.optimizer.learning_rate = 1e-2
@@ -355,6 +357,7 @@ class TestArms:
     "damage",
     [
       lambda found: found.pop("made_with"),
+      lambda found: found.update(made_with="none"),
       lambda found: found["cells"][0].pop("seed"),
       lambda found: found["cells"][0].update(arm=["full"]),
       lambda found: found["cells"][0].update(metrics={}),

@@ -138,7 +138,8 @@ def known_rows(config: ConfigDict) -> dict[Cell, dict]:
     config: the configuration, with the paths `study.known`.
 
   Returns:
-    Rows of their `study.json` by cell; of the first one that has it.
+    Rows of their `study.json` by cell, of the first one that has it; "made_with" says what made
+    the row (command, device, versions), which need not be what makes this study.
 
   Raises:
     InputError: a file that is no `study.json`, or that of another configuration.
@@ -148,10 +149,14 @@ def known_rows(config: ConfigDict) -> dict[Cell, dict]:
   for path in config.study.known:
     content = read_json(path)
     try:
-      theirs = _shared(content["made_with"]["config"])
-      rows = {Cell(*(row[field] for field in Cell._fields)): row for row in content["cells"]}
+      origin_of_all = dict(content["made_with"])
+      theirs = _shared(origin_of_all.pop("config"))
+      rows = {
+        Cell(*(row[field] for field in Cell._fields)): {"made_with": origin_of_all} | row
+        for row in content["cells"]
+      }
       complete = all(row["annotation_hours"] >= 0 and row["metrics"] for row in rows.values())
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
       raise InputError(f"{path}: is damaged: it is no study.json ({error!r})") from error
     if not complete:
       raise InputError(f"{path}: is damaged: a run without metrics")
