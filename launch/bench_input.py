@@ -20,6 +20,7 @@ import os
 import platform
 import runpy
 import shlex
+import statistics
 import sys
 import time
 from functools import partial
@@ -33,7 +34,7 @@ _BOX_FIELDS = ("boxes", "box_classes", "box_is_crowd")
 
 
 def bench(reader, *, batch_size, num_batches, repeats):
-  """(rows as name -> best images/s, rows left out as name -> why)."""
+  """(rows as name -> median images/s, rows left out as name -> why)."""
   total = _WARM_UP + num_batches + _BEYOND
   batches_of = {
     "decode": partial(_decoded, reader.records, batch_size, total),
@@ -42,15 +43,20 @@ def bench(reader, *, batch_size, num_batches, repeats):
     "DataLoader": partial(_loader, _PlainDataset(reader), batch_size, total),
     "DataLoader, our reader": partial(_loader, _ReaderDataset(reader), batch_size, total),
   }
-  rows, left_out = {}, {}
+  measured, left_out = {}, {}
+  # In turn, so that a machine that changes its speed changes that of every row.
   for _, (name, open_batches) in itertools.product(range(repeats), batches_of.items()):
     try:
-      measured = _measure(open_batches(), batch_size, num_batches)
+      row = _measure(open_batches(), batch_size, num_batches)
     except ImportError as error:
       left_out[name] = str(error)
       continue
-    rows[name] = max(rows.get(name, measured), measured, key=lambda row: row["per_core"])
-  return rows, left_out
+    measured.setdefault(name, []).append(row)
+  return {name: _median(rows) for name, rows in measured.items()}, left_out
+
+
+def _median(rows):
+  return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
 
 def _measure(batches, batch_size, num_batches):
@@ -199,7 +205,7 @@ def main():
   parser.add_argument("--canvas", type=int, nargs=2, help="height and width, not the config's")
   parser.add_argument("--batch-size", type=int, default=8)
   parser.add_argument("--batches", type=int, default=90, help="that are measured in each row")
-  parser.add_argument("--repeats", type=int, default=3, help="of which the best one counts")
+  parser.add_argument("--repeats", type=int, default=7, help="of which the median counts")
   parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
   parser.add_argument("--to", type=Path, required=True, help="JSON file to write")
   given = parser.parse_args()

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,8 @@ def evaluation_batches(
 
   def read(planned):
     full_size, indices = planned
-    return _stack([_evaluation_example(reader, index, full_size) for index in indices[mine]])
+    examples = (_evaluation_example(reader, index, full_size) for index in indices[mine])
+    return _stack(examples, local)
 
   return ahead(read, _evaluation_plan(reader, batch_size), workers, _AHEAD)
 
@@ -145,7 +146,7 @@ def tile_batches(
   parts = np.arange(len(planned)).reshape(-1, process_count, local)[:, process_index]
   examples = _tile_examples(reader, [planned[place] for place in parts.ravel()], workers)
   for part in parts:
-    yield _stack([next(examples) for _ in part])
+    yield _stack(islice(examples, len(part)), local)
 
 
 def local_batch_size(batch_size: int, process_count: int) -> int:
@@ -205,10 +206,22 @@ def tensorflow() -> Any:
 
 
 def _numpy_batches(reader, indices_at, steps, local, workers) -> Iterator[dict[str, np.ndarray]]:
-  indices = (int(index) for step in steps for index in indices_at(step))
-  examples = ahead(reader, indices, workers, depth=_AHEAD * local)
+  sample = reader(int(indices_at(steps[0])[0]))
+
+  def places():
+    for step in steps:
+      batch = _empty_batch(sample, local)
+      for place, index in enumerate(indices_at(step)):
+        yield batch, place, int(index)
+
+  def read(item):
+    batch, place, index = item
+    _put(batch, place, reader(index))
+    return batch
+
+  filled = ahead(read, places(), workers, depth=_AHEAD * local)
   for _ in steps:
-    yield _stack([next(examples) for _ in range(local)])
+    yield [next(filled) for _ in range(local)][-1]
 
 
 def _tf_batches(reader, indices_at, steps, local, workers) -> Iterator[dict[str, np.ndarray]]:
@@ -219,7 +232,7 @@ def _tf_batches(reader, indices_at, steps, local, workers) -> Iterator[dict[str,
 
   def read(step):
     try:
-      batch = _stack([reader(int(index)) for index in indices_at(int(step))])
+      batch = _stack((reader(int(index)) for index in indices_at(int(step))), local)
       return [batch[name] for name in sample]
     except Exception as error:
       failures.append(error)  # TensorFlow would pass on no more than its text
@@ -314,17 +327,32 @@ def _tile_example(reader: ExampleReader, index: int, window, image, labels):
   }
 
 
-def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  return {name: _stacked([example[name] for example in examples]) for name in examples[0]}
+def _stack(examples: Iterable[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+  """A batch of as many examples; each is copied before the next one is made."""
+  batch: dict[str, np.ndarray] = {}
+  for place, example in enumerate(examples):
+    batch = batch or _empty_batch(example, count)
+    _put(batch, place, example)
+  return batch
 
 
-def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-  """`np.stack`, aligned so that TensorFlow and JAX on CPU take the array over as it lies."""
-  shape, dtype = (len(arrays), *arrays[0].shape), arrays[0].dtype
+def _put(batch, place: int, example: dict[str, np.ndarray]):
+  # At once, not when all are there: an example's memory is then used again for the next one. A
+  # batch of them would be fresh memory, whose pages cost a third of the time of reading.
+  for name, value in example.items():
+    batch[name][place] = value
+
+
+def _empty_batch(example: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+  return {name: _aligned((count, *value.shape), value.dtype) for name, value in example.items()}
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """`np.empty`, where TensorFlow and JAX on CPU take the array over as it lies."""
   size = math.prod(shape) * dtype.itemsize
   memory = np.empty(size + _ALIGNED, np.uint8)
   start = -memory.ctypes.data % _ALIGNED
-  return np.stack(arrays, out=memory[start : start + size].view(dtype).reshape(shape))
+  return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def ahead(function: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
