@@ -2,11 +2,12 @@
 
 import contextlib
 import io
+import shutil
 import socket
 
 import numpy as np
 import pytest
-from data_cases import make_image
+from data_cases import make_image, write_cityscapes
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -213,6 +214,28 @@ def test_cityscapes_has_boxes_of_the_parts_of_each_class():
     assert not check.look_at([record], num_classes=3, workers=1)[0].problems
     with pytest.raises(InputError, match='"cat" is no label of CityScapes'):
       tfds.load("cityscapes", "validation", ("background", "cat"))
+
+
+def test_cityscapes_is_prepared_from_the_official_archives(tmp_path):
+  """Zips of the official layout in the folder where TensorFlow Datasets wants them."""
+  pytest.importorskip("tensorflow_datasets")
+  values = np.full((1024, 2048), cityscapes.LABELS.index("road"), np.uint16)
+  values[100:200, 300:500] = 1000 * cityscapes.LABELS.index("car")
+  for split in ("train", "val", "test"):
+    write_cityscapes(tmp_path / "official", split, [values])
+  archives = tmp_path / "sets" / "downloads" / "manual"
+  archives.mkdir(parents=True)
+  for kind in ("leftImg8bit", "gtFine"):
+    name = str(archives / f"{kind}_trainvaltest")
+    shutil.make_archive(name, "zip", tmp_path / "official", kind)
+  (record,) = tfds.load(
+    "cityscapes", "validation", ("background", "car"), data_dir=str(tmp_path / "sets")
+  )
+  assert record.image_id == "ulm_000000_000019"
+  np.testing.assert_array_equal(record.read_image(), make_image(values.shape, 0))
+  assert (record.read_labels()[100:200, 300:500] == 1).all()
+  assert (record.read_labels() == 1).sum() == 100 * 200
+  np.testing.assert_allclose(record.boxes[0] * [1024, 2048, 1024, 2048], [100, 300, 200, 500])
 
 
 def test_a_bucket_is_passed_on_as_it_is(monkeypatch):
