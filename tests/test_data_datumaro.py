@@ -159,6 +159,41 @@ def write_mapillary(root):
   (root / "config_v2.0.json").write_text(json.dumps({"labels": labels}))
 
 
+def write_mapillary_panoptic(root):
+  """Ids of segments are colours, red + 256 * green + 65536 * blue."""
+  folder = root / "train" / "v2.0" / "panoptic"
+  folder.mkdir(parents=True)
+  (root / "train" / "images").mkdir()
+  Image.fromarray(make_image(SIZE, 0)).save(root / "train" / "images" / "a.jpg")
+  colors = np.zeros((*SIZE, 3), np.uint8)
+  colors[inside(CAR)], colors[inside(PERSON)] = (1, 2, 0), (7, 0, 1)
+  Image.fromarray(colors).save(folder / "a.png")
+  segments = [(1 + 2 * 256, 11), (7 + 65536, 12)]
+  content = {
+    "images": [{"id": "a", "file_name": "a.jpg", "height": SIZE[0], "width": SIZE[1]}],
+    "categories": [
+      {"id": 10 + n, "name": name, "color": [n, n, n]} for n, name in enumerate(CLASSES) if n
+    ],
+    "annotations": [
+      {"image_id": "a", "file_name": "a.png"}
+      | {"segments_info": [{"id": i, "category_id": c, "iscrowd": 0} for i, c in segments]}
+    ],
+  }
+  (folder / "panoptic_2020.json").write_text(json.dumps(content))
+
+
+def write_ade20k_2017(root):
+  """Instances are the blue channel, their classes a text file."""
+  folder = root / "train" / "street"
+  folder.mkdir(parents=True)
+  Image.fromarray(make_image(SIZE, 0)).save(folder / "a.jpg")
+  colors = np.zeros((*SIZE, 3), np.uint8)
+  colors[inside(CAR), 2], colors[inside(PERSON), 2] = 1, 2
+  Image.fromarray(colors).save(folder / "a_seg.png")
+  lines = [f'00{n} # 0 # 0 # {name} # {name} # ""\n' for n, name in enumerate(CLASSES) if n]
+  (folder / "a_atr.txt").write_text("".join(lines))
+
+
 def write_ade20k(root):
   """Masks of classes and of instances, and polygons, all of the same objects."""
   folder = root / "train" / "street"
@@ -183,7 +218,9 @@ def write_ade20k(root):
 WRITERS = {
   "roboflow_coco": write_roboflow,
   "mapillary_vistas_instances": write_mapillary,
+  "mapillary_vistas_panoptic": write_mapillary_panoptic,
   "ade20k2020": write_ade20k,
+  "ade20k2017": write_ade20k_2017,
 }
 
 
