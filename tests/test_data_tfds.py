@@ -2,12 +2,17 @@
 
 import contextlib
 import io
+import json
 import shutil
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from data_cases import make_image, write_cityscapes
+from fake_bucket import described
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -255,6 +260,17 @@ def test_a_bucket_is_passed_on_as_it_is(monkeypatch):
     monkeypatch.setattr(library, "builder", builder)
     assert len(data.load_records(config, "train")) == 1
   assert asked == ["gs://bucket/sets"]
+
+
+def test_a_bucket_is_read_as_a_disk_is(data_dir):
+  script = Path(__file__).with_name("fake_bucket.py")
+  done = subprocess.run(
+    [sys.executable, script, Path(data_dir).parent], capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  of_disk = tfds.load("oxford_iiit_pet", "train", ("background", "pet"), data_dir=data_dir)
+  assert found["asked"] > 0 and found["records"] == described(of_disk)
 
 
 def test_sets_that_cannot_be_prepared_are_named(tmp_path):
