@@ -126,6 +126,7 @@ def test_run_lengths_equal_pycocotools():
     ({"size": [30, 20], "counts": [600]}, r"its size is \[30, 20\]"),
     ({"size": [20, 30], "counts": [300, 100]}, "400 pixels"),
     ({"size": [20, 30], "counts": [700, -100]}, "run lengths"),
+    ({"size": [20, 30], "counts": [299.5, 300.5]}, "no whole numbers"),
     ({"size": [20, 30], "counts": "8"}, "add up to 8 pixels"),
     ({"size": [20, 30], "counts": "ooo"}, "broken run-length code"),
     ({"size": [20, 30], "counts": "\n"}, "broken run-length code"),
@@ -306,6 +307,15 @@ def test_labels_come_from_index_images_where_there_is_one(tmp_path):
   assert first.read_labels().dtype == np.uint8
   assert second.read_labels is None
   assert first.box_classes.tolist() == [1]
+
+
+def test_two_images_do_not_share_a_label_map(tmp_path):
+  folder = write_set(tmp_path / "train", [], images=["a.jpg", "a.png"])
+  assert [record.image_id for record in labels.load(str(tmp_path), "train", CLASSES)]  # boxes only
+  (folder / "labels").mkdir()
+  Image.fromarray(np.zeros((20, 30), np.uint8)).save(folder / "labels" / "a.png")
+  with pytest.raises(InputError, match=r"train: a.jpg and a.png would share the label map a.png"):
+    labels.load(str(tmp_path), "train", CLASSES)
 
 
 def write_labels(tmp_path, image):

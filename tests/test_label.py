@@ -402,6 +402,9 @@ class TestCommand:
     root = self.root(tmp_path)
     with pytest.raises(InputError, match="label.format is 'png', but must be one of"):
       labelled(with_teacher, root, tmp_path, "png")
+    write_set(tmp_path / "pair" / "train", [], images=["a.jpg", "a.png"], size=SIZE)
+    with pytest.raises(InputError, match="a.jpg and a.png would share the label map a.png"):
+      labelled(with_teacher, tmp_path / "pair", tmp_path / "out", "index_png")
     with pytest.raises(InputError, match=r"knows \('background', 'car', 'person'\)"):
       labelled(with_teacher, root, tmp_path, **{"data.class_names": ("background", "cat")})
 

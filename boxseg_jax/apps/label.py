@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from boxseg_jax.apps.model import Model, load
 from boxseg_jax.apps.tables import cell
-from boxseg_jax.data import coco, feed, images, load_records, mask_files
+from boxseg_jax.data import coco, feed, images, labels, load_records, mask_files
 from boxseg_jax.data.mask_files import MadeMask
 from boxseg_jax.data.records import Record
 from boxseg_jax.errors import InputError, PartlyDoneError
@@ -48,7 +48,8 @@ def run(config: ConfigDict, workdir, *, to: str = "", report: Callable[[str], No
     `review.png`, the most doubtful masks first.
 
   Raises:
-    InputError: no network or data there, other classes, or an unknown format.
+    InputError: no network or data there, other classes, an unknown format, or images whose
+      index PNGs would be one file.
     PartlyDoneError: images that could not be read, or boxes that cover nothing; all others are
       done.
   """
@@ -60,6 +61,8 @@ def run(config: ConfigDict, workdir, *, to: str = "", report: Callable[[str], No
       f"knows {model.class_names}"
     )
   records = load_records(config.data, config.label.split)
+  if config.label.format == "index_png":
+    labels.require_own_files(config.data.root, [record.image_id for record in records])
   folder = Path(to) if to else saved.beside(workdir, "labelled")
   made, rate, broken = _make(config, model, records, folder, report)
   where = _write(config, records, made, folder)
@@ -205,13 +208,13 @@ def _not_void(own):
 
 def _write_index_images(records, made, folder, num_classes) -> str:
   for record in records:
-    path = folder / Path(record.image_id).with_suffix(".png")
+    path = folder / labels.file_name(record.image_id)
     if record.labels_source and record.read_labels is not None:
       path.parent.mkdir(parents=True, exist_ok=True)
       path.write_bytes(Path(record.labels_source).read_bytes())
       continue
-    labels = mask_files.label_map(record, _not_void(made.get(record.image_id, {})))
-    pictures.save_index(path, labels, pictures.palette(num_classes))
+    label_map = mask_files.label_map(record, _not_void(made.get(record.image_id, {})))
+    pictures.save_index(path, label_map, pictures.palette(num_classes))
   return str(folder)
 
 

@@ -156,9 +156,11 @@ def _counts(where: str, size: tuple[int, int], code: Any) -> np.ndarray:
     counts = code["counts"]
     if isinstance(counts, bytes | str):
       counts = decode_counts(counts)
-    counts = np.asarray(counts, np.int64)
+    given, counts = counts, np.asarray(counts, np.int64)
     if counts.ndim != 1:
       raise ValueError(f"its counts have {counts.ndim} dimensions, not one")
+    if not np.array_equal(counts, given):
+      raise ValueError("its run lengths are no whole numbers")
     # Before they are added up: a sum beyond 64 bits could come out right.
     if counts.size and not 0 <= counts.min() <= counts.max() <= size[0] * size[1]:
       raise ValueError(f"its run lengths are {counts.min()} to {counts.max()}")

@@ -7,7 +7,7 @@ Layout: `<root>/<split>/instances.json`, `<root>/<split>/images/` and
 a box image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def load(
     Records in the order of the file.
 
   Raises:
-    InputError: see `instances.read_instances`.
+    InputError: see `instances.read_instances`, or two images that share a label map.
   """
   folder = Path(root) / split
   read = images.read_index_image
@@ -53,7 +53,9 @@ def load(
     }
     read = partial(read_colors, table=by_color)
   annotated = instances.read_instances(folder, class_names)
-  return [_record(folder, image, read) for image in annotated]
+  records = [_record(folder, image, read) for image in annotated]
+  require_own_files(str(folder), [r.image_id for r in records if r.read_labels is not None])
+  return records
 
 
 def read_values(path: str, size: tuple[int, int], *, table: Mapping[int, int]) -> np.ndarray:
@@ -127,8 +129,29 @@ def translate(
   return np.array([table[value] for value in known.tolist()], np.uint8)[position]
 
 
+def file_name(image: str) -> Path:
+  """Name of the file with the label map of an image, in the folder `labels`."""
+  return Path(image).with_suffix(".png")
+
+
+def require_own_files(where: str, names: Iterable[str]) -> None:
+  """Raises InputError where two images (a.jpg, a.png) share a label map.
+
+  Args:
+    where: begins the message.
+    names: of the images that have one.
+  """
+  found: dict[Path, str] = {}
+  for name in names:
+    file = file_name(name)
+    if found.setdefault(file, name) != name:
+      raise InputError(
+        f"{where}: {found[file]} and {name} would share the label map {file}; rename an image"
+      )
+
+
 def _record(folder: Path, image: instances.AnnotatedImage, read: Callable) -> Record:
-  path = folder / "labels" / Path(image.name).with_suffix(".png")
+  path = folder / "labels" / file_name(image.name)
   return Record(
     image_id=image.name,
     source=str(folder / "instances.json"),
