@@ -466,6 +466,22 @@ def test_descriptions_of_networks_are_not_believed(offline, tmp_path):
       saved.load(tmp_path)
 
 
+def test_a_changed_bit_of_exported_parameters_is_noticed(offline, tmp_path):
+  whole = bytearray((offline[0] / "model.safetensors").read_bytes())
+  header = 8 + int.from_bytes(whole[:8], "little")
+  path = tmp_path / "model.safetensors"
+  path.write_bytes(whole)
+  saved.load(path)
+  for place in np.random.default_rng(0).integers(header, len(whole), 20):
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(InputError, match="model.safetensors: is damaged: it has changed since"):
+      saved.load(path)
+  # A file of an earlier version has no fingerprint.
+  metadata, arrays = pretrained.read_file(offline[0] / "model.safetensors")
+  save_file(arrays, path, metadata={"boxseg_jax": metadata["boxseg_jax"]})
+  saved.load(path)
+
+
 def test_headers_of_weights_are_not_believed(offline, tmp_path):
   whole = (offline[0] / "model.safetensors").read_bytes()
   path = tmp_path / "m.safetensors"

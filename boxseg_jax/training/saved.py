@@ -28,7 +28,8 @@ from boxseg_jax.training.step import LossSettings
 
 DESCRIPTION = "network.json"
 FILE = "model.safetensors"  # in a folder that is no run
-_KEY = "boxseg_jax"  # of the description in a safetensors file's metadata
+# In a safetensors file's metadata: the description, and the fingerprint of all that was written.
+_KEY, _FINGERPRINT = "boxseg_jax", "boxseg_jax.fingerprint"
 
 
 class Network(NamedTuple):
@@ -123,7 +124,8 @@ def save(network: Network, path) -> None:
   flat = traverse_util.flatten_dict(jax.device_get(network.variables), sep="/")
   arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
   # Not save_file: that makes files which nobody else may read.
-  files.write_bytes(path, serialised(arrays, metadata={_KEY: json.dumps(network.description)}))
+  metadata = {_KEY: json.dumps(network.description), _FINGERPRINT: fingerprint(network)}
+  files.write_bytes(path, serialised(arrays, metadata=metadata))
 
 
 def _of_run(workdir, step):
@@ -176,7 +178,11 @@ def _of_file(path):
     raise InputError(f"{path}: {len(differing)} arrays do not fit the network, e.g. {differing[0]}")
   variables = traverse_util.unflatten_dict(flat, sep="/")
   variables.setdefault("batch_stats", {})
-  return _network(description, jax.tree.map(jnp.asarray, variables), path)
+  network = _network(description, jax.tree.map(jnp.asarray, variables), path)
+  # Files of earlier versions have none, and are what they are.
+  if metadata.get(_FINGERPRINT, own := fingerprint(network)) != own:
+    raise InputError(f"{path}: is damaged: it has changed since it was written")
+  return network
 
 
 def _fits(wanted, given):
