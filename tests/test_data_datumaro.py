@@ -148,6 +148,36 @@ def write_roboflow(root):
   Image.fromarray(make_image(SIZE, 0)).save(folder / "a.jpg")
 
 
+def write_roboflow_voc(root):
+  """Photographs and their XML side by side; boxes only."""
+  (root / "train").mkdir()
+  Image.fromarray(make_image(SIZE, 0)).save(root / "train" / "a.jpg")
+  sides = ("xmin", "ymin", "xmax", "ymax")
+  objects = "".join(
+    f"<object><name>{name}</name><bndbox>"
+    + "".join(f"<{side}>{value}</{side}>" for side, value in zip(sides, box, strict=True))
+    + "</bndbox></object>"
+    for name, box in (("car", CAR), ("person", PERSON))
+  )
+  (root / "train" / "a.xml").write_text(
+    "<annotation><folder></folder><filename>a.jpg</filename><path>a.jpg</path>"
+    "<source><database>roboflow.ai</database></source>"
+    f"<size><width>{SIZE[1]}</width><height>{SIZE[0]}</height><depth>3</depth></size>"
+    f"<segmented>0</segmented>{objects}</annotation>"
+  )
+
+
+def write_create_ml(root):
+  """Boxes by their middle, as Apple's Create ML has them."""
+  (root / "train").mkdir()
+  Image.fromarray(make_image(SIZE, 0)).save(root / "train" / "a.jpg")
+  (xmin, ymin, xmax, ymax) = CAR
+  box = {"x": (xmin + xmax) / 2, "y": (ymin + ymax) / 2}
+  box |= {"width": xmax - xmin, "height": ymax - ymin}
+  content = [{"image": "a.jpg", "annotations": [{"label": "car", "coordinates": box}]}]
+  (root / "train" / "_annotations.createml.json").write_text(json.dumps(content))
+
+
 def write_mapillary(root):
   """Instances are label * 256 + number."""
   for kind in ("images", "v2.0/instances"):
@@ -217,6 +247,7 @@ def write_ade20k(root):
 
 WRITERS = {
   "roboflow_coco": write_roboflow,
+  "roboflow_voc": write_roboflow_voc,
   "mapillary_vistas_instances": write_mapillary,
   "mapillary_vistas_panoptic": write_mapillary_panoptic,
   "ade20k2020": write_ade20k,
@@ -229,8 +260,21 @@ def test_formats_without_an_exporter(dm, tmp_path, name):
   WRITERS[name](tmp_path)
   (record,) = source.load(str(tmp_path), "train", CLASSES, dataset_format=name)
   assert boxes_in_pixels(record) == [(1, list(map(float, CAR))), (2, list(map(float, PERSON)))]
-  np.testing.assert_array_equal(record.read_labels(), expected_labels())
+  if name == "roboflow_voc":
+    assert record.read_labels is None
+  else:
+    np.testing.assert_array_equal(record.read_labels(), expected_labels())
   assert not check.look_at([record], num_classes=3, workers=1)[0].problems
+
+
+@pytest.mark.parametrize("asked", ["auto", "roboflow_create_ml"])
+def test_a_format_that_the_library_misreads_is_refused(dm, tmp_path, asked):
+  write_create_ml(tmp_path)
+  with pytest.raises(InputError, match="reads roboflow_create_ml wrong: the middle of a box"):
+    source.load(str(tmp_path), "train", CLASSES, dataset_format=asked)
+  # If this fails, the library has learned it, and the refusal can go.
+  (item,) = dm.Dataset.import_from(str(tmp_path), "roboflow_create_ml")
+  assert item.annotations[0].get_bbox()[0] == (CAR[0] + CAR[2]) / 2
 
 
 def load(dm, tmp_path, images, labels=CLASSES, **options):

@@ -31,6 +31,9 @@ _COVERED = 0.95  # share of the pixels; polygons and boxes are rounded in differ
 _ROUNDING = 0.01  # whole pixels come back a little off from shares of the image
 _DEPTH = 2  # folders that an archive may add around a set
 _CROWDS = ("is_crowd", "is_group_of")  # of COCO, of Open Images
+_MISREAD = {  # formats with which the library (1.13) would teach something else
+  "roboflow_create_ml": "the middle of a box would be taken for its corner; export it as COCO",
+}
 
 
 class Shape(NamedTuple):
@@ -72,8 +75,9 @@ def load(
     cannot be pickled.
 
   Raises:
-    InputError: datumaro is not installed, no or another format, no such subset, a label
-      without a class, an annotation without an area, or anything that cannot be read.
+    InputError: datumaro is not installed, no or another format or one that it misreads, no
+      such subset, a label without a class, an annotation without an area, or anything that
+      cannot be read.
   """
   items, labels = _open(root, split, dataset_format)
   table = class_table(labels, class_names, label_names)
@@ -142,6 +146,8 @@ def _open(root: str, split: str, dataset_format: str) -> tuple[list, list[str]]:
     return formats.READERS[own](root, split)
   environment = Environment()
   name = _format_of(environment, root, dataset_format)
+  if name in _MISREAD:
+    raise InputError(f"{root}: datumaro reads {name} wrong: {_MISREAD[name]}")
   try:
     dataset = datumaro.Dataset.import_from(root, name, env=environment)
     subsets = {key: list(subset) for key, subset in dataset.subsets().items()}
