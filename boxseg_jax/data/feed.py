@@ -338,7 +338,7 @@ def _stack(examples: Iterable[dict[str, np.ndarray]], count: int) -> dict[str, n
 
 def _put(batch, place: int, example: dict[str, np.ndarray]):
   # At once, not when all are there: an example's memory is then used again for the next one. A
-  # batch of them would be fresh memory, whose pages cost a third of the time of reading.
+  # batch of them would be fresh memory, whose pages cost a third of the time of reading (480x360).
   for name, value in example.items():
     batch[name][place] = value
 
