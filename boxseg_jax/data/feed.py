@@ -145,8 +145,8 @@ def tile_batches(
   planned += [(-1, None)] * (-len(planned) % batch_size)
   parts = np.arange(len(planned)).reshape(-1, process_count, local)[:, process_index]
   examples = _tile_examples(reader, [planned[place] for place in parts.ravel()], workers)
-  for part in parts:
-    yield _stack(islice(examples, len(part)), local)
+  for _ in parts:
+    yield _stack(islice(examples, local), local)
 
 
 def local_batch_size(batch_size: int, process_count: int) -> int:

@@ -180,7 +180,7 @@ def _of_file(path):
   variables.setdefault("batch_stats", {})
   network = _network(description, jax.tree.map(jnp.asarray, variables), path)
   # Files of earlier versions have none, and are what they are.
-  if metadata.get(_FINGERPRINT, own := fingerprint(network)) != own:
+  if _FINGERPRINT in metadata and metadata[_FINGERPRINT] != fingerprint(network):
     raise InputError(f"{path}: is damaged: it has changed since it was written")
   return network
 
