@@ -1,9 +1,9 @@
 """Augmentation on the device: one affine map per example moves everything.
 
-Points are (y, x) in pixels, measured from the top left corner of the canvas, so
-that pixel i covers [i, i + 1) and its centre is i + 0.5. The map is drawn once
-and used in both directions: forwards for the corners of the boxes, backwards to
-ask, for every pixel of the canvas, where in the image it comes from.
+Points are (y, x) in pixels, measured from the top left corner, so that pixel i
+covers [i, i + 1) and its centre is i + 0.5. The map is drawn once and used in both
+directions: forwards for the corners of the boxes, backwards to ask, for every pixel
+of what training sees (the view), where in the image it comes from.
 """
 
 import dataclasses
@@ -65,12 +65,12 @@ class Photometry:
 
 
 class AffineMap(NamedTuple):
-  """canvas point = linear @ image point + shift, both (y, x) in pixels.
+  """view point = linear @ image point + shift, both (y, x) in pixels.
 
   Attributes:
     linear: float32 [2, 2], a rotation times `scale`, perhaps mirrored.
     shift: float32 [2].
-    scale: float32 [], canvas pixels per image pixel.
+    scale: float32 [], view pixels per image pixel.
     size: float32 [2], (height, width) of the image in its own pixels.
   """
 
@@ -86,11 +86,12 @@ def augment(
   *,
   geometry: Geometry = Geometry(),  # noqa: B008, frozen
   photometry: Photometry = Photometry(),  # noqa: B008, frozen
+  crop: tuple[int, int] | None = None,
 ) -> dict:
   """Moves and recolours every example of a training batch in its own random way.
 
   Image: bilinear with antialiasing. Labels: nearest. Boxes: bounds of the moved
-  corners, clipped to the canvas. An image larger than the canvas after scaling is
+  corners, clipped to the view. An image larger than the view after scaling is
   cropped anywhere, a smaller one placed anywhere.
 
   Args:
@@ -99,14 +100,15 @@ def augment(
       own key and content only, not on its neighbours.
     geometry: ranges of the affine map.
     photometry: ranges of the changes of colour.
+    crop: (height, width) of the view in pixels; None = as large as the canvas.
 
   Returns:
-    The batch with
+    The batch with, where (height, width) is the size of the view,
       image float32 [batch, height, width, 3], RGB in [0, 1];
       labels int32 [batch, height, width], 255 beyond the image;
-      boxes float32 [batch, max_boxes, 4], yxyx in [0, 1] of the CANVAS, zeros where
+      boxes float32 [batch, max_boxes, 4], yxyx in [0, 1] of the VIEW, zeros where
         nothing is left of a box, where also box_classes is 0 and box_is_crowd False;
-      visible bool [batch, height, width], the canvas pixels that show the image;
+      visible bool [batch, height, width], the pixels that show the image;
     and without `extent`, which no longer holds. All other keys are passed on.
   """
   chex.assert_rank([batch["image"], batch["labels"], batch["boxes"]], [4, 3, 3])
@@ -114,7 +116,7 @@ def augment(
   names = ("image", "labels", "boxes", "box_classes", "box_is_crowd", "extent")
 
   def one(example, key):
-    return _augment_example(example, key, geometry, photometry)
+    return _augment_example(example, key, geometry, photometry, crop)
 
   moved = jax.vmap(one)({name: batch[name] for name in names}, rng_keys)
   rest = {name: value for name, value in batch.items() if name not in names}
@@ -158,12 +160,14 @@ def unlabelled(images, extents) -> dict:
   }
 
 
-def _augment_example(example, key, geometry, photometry):
+def _augment_example(example, key, geometry, photometry, crop):
   """`augment` for one example without batch axis."""
   canvas = example["image"].shape[:2]
+  view = crop or canvas
   key_geometry, key_colour = jax.random.split(key)
-  affine = draw_map(key_geometry, example["extent"], canvas, geometry)
-  y, x = source_points(affine, canvas)
+  size = jnp.round(example["extent"] * jnp.array(canvas, jnp.float32))
+  affine = draw_map(key_geometry, size, view, geometry)
+  y, x = source_points(affine, view)
   visible = (y >= 0) & (y < affine.size[0]) & (x >= 0) & (x < affine.size[1])
   image = example["image"].astype(jnp.float32) / 255
   if geometry.scale[0] < 1:
@@ -171,7 +175,7 @@ def _augment_example(example, key, geometry, photometry):
   image = change_colours(sample_bilinear(image, y, x, affine.size), key_colour, photometry)
   nearest = example["labels"][y.astype(jnp.int32), x.astype(jnp.int32)]
   labels = jnp.where(visible, nearest.astype(jnp.int32), VOID)
-  boxes, kept = move_boxes(example["boxes"], affine, canvas)
+  boxes, kept = move_boxes(example["boxes"], affine, view)
   kept &= example["box_classes"] > 0
   return {
     # Filled after the colours were changed: the padding is the same in every image.
@@ -184,30 +188,29 @@ def _augment_example(example, key, geometry, photometry):
   }
 
 
-def draw_map(key, extent, canvas: tuple[int, int], geometry: Geometry) -> AffineMap:
+def draw_map(key, size, view: tuple[int, int], geometry: Geometry) -> AffineMap:
   """Draws the affine map of one example.
 
   Args:
     key: PRNG key.
-    extent: float32 [2], the share of the canvas that the image covers.
-    canvas: (height, width) in pixels.
+    size: float32 [2], (height, width) of the image in pixels.
+    view: (height, width) of what is seen of it, in pixels.
     geometry: ranges to draw from.
 
   Returns:
-    The map from the image to the canvas.
+    The map from the image to the view.
   """
   key_scale, key_place, key_turn, key_flip = jax.random.split(key, 4)
   low, high = geometry.scale
   scale = low * (high / low) ** jax.random.uniform(key_scale)
   turn = math.radians(geometry.rotation_degrees) * jax.random.uniform(key_turn, minval=-1)
   flipped = jax.random.bernoulli(key_flip, geometry.flip)
-  size = jnp.round(extent * jnp.array(canvas, jnp.float32))
-  # The free room is negative where the scaled image is larger than the canvas, and
+  # The free room is negative where the scaled image is larger than the view, and
   # the same product is then a crop. Whole pixels: a scale of 1 must not blur.
-  room = jnp.array(canvas, jnp.float32) - scale * size
+  room = jnp.array(view, jnp.float32) - scale * size
   corner = jnp.round(jax.random.uniform(key_place, (2,)) * room)
   # Turning about the middle of what is seen uncovers the least padding.
-  pivot = (jnp.maximum(corner, 0) + jnp.minimum(corner + scale * size, jnp.array(canvas))) / 2
+  pivot = (jnp.maximum(corner, 0) + jnp.minimum(corner + scale * size, jnp.array(view))) / 2
   rotation = jnp.array([[jnp.cos(turn), -jnp.sin(turn)], [jnp.sin(turn), jnp.cos(turn)]])
   mirror = jnp.where(flipped, jnp.array([1.0, -1.0]), jnp.ones(2))
   mirrored_at = jnp.where(flipped, scale * size * jnp.array([0.0, 1.0]), 0.0)
@@ -216,17 +219,17 @@ def draw_map(key, extent, canvas: tuple[int, int], geometry: Geometry) -> Affine
   return AffineMap(linear=scale * rotation * mirror, shift=shift, scale=scale, size=size)
 
 
-def source_points(affine: AffineMap, canvas: tuple[int, int]):
-  """Where in the image the centre of every canvas pixel comes from.
+def source_points(affine: AffineMap, view: tuple[int, int]):
+  """Where in the image the centre of every pixel of the view comes from.
 
   Args:
-    affine: the map from the image to the canvas.
-    canvas: (height, width) in pixels.
+    affine: the map from the image to the view.
+    view: (height, width) in pixels.
 
   Returns:
     y and x, each float32 [height, width], in image pixels, perhaps beyond the image.
   """
-  height, width = canvas
+  height, width = view
   (a, b), (c, d) = affine.linear
   determinant = a * d - b * c
   y = (jnp.arange(height) + 0.5)[:, None] - affine.shift[0]
@@ -290,21 +293,21 @@ def _neighbours(position, length):
   return first.astype(jnp.int32), second.astype(jnp.int32), (centred - first)[..., None]
 
 
-def move_boxes(boxes, affine: AffineMap, canvas: tuple[int, int]):
-  """Bounds of the moved corners of boxes, clipped to the canvas.
+def move_boxes(boxes, affine: AffineMap, view: tuple[int, int]):
+  """Bounds of the moved corners of boxes, clipped to the view.
 
   Args:
     boxes: float32 [boxes, 4], yxyx in [0, 1] of the image.
-    affine: the map from the image to the canvas.
-    canvas: (height, width) in pixels.
+    affine: the map from the image to the view.
+    view: (height, width) in pixels.
 
   Returns:
-    float32 [boxes, 4], yxyx in [0, 1] of the canvas, and bool [boxes]: whether
+    float32 [boxes, 4], yxyx in [0, 1] of the view, and bool [boxes]: whether
     anything of the box is left.
   """
   corners = boxes[:, jnp.array([[0, 1], [0, 3], [2, 1], [2, 3]])] * affine.size
   corners = jnp.sum(affine.linear * corners[:, :, None, :], axis=-1) + affine.shift
-  corners = jnp.clip(corners / jnp.array(canvas, jnp.float32), 0.0, 1.0)
+  corners = jnp.clip(corners / jnp.array(view, jnp.float32), 0.0, 1.0)
   low, high = jnp.min(corners, axis=1), jnp.max(corners, axis=1)
   return jnp.concatenate([low, high], axis=1), jnp.all(low < high, axis=1)
 

@@ -116,6 +116,10 @@ def _augment():
   return {
     # Random scale, log-uniform in this range; 1 = the image fits the canvas.
     "scale": (0.7, 1.5),
+    # (height, width) of the part of the scaled canvas that a training step sees, in pixels: a
+    # large canvas at the cost of a small one. () = as large as the canvas. Everything but
+    # training is of the whole canvas.
+    "crop": (),
     # Largest rotation to either side, degrees.
     "rotation_degrees": 5.0,
     # Probability of a horizontal flip.
@@ -362,9 +366,10 @@ def check(config: ConfigDict) -> None:
   for fault in flat["study.faults"]:
     known = tuple(config.study.fault_sizes)
     _require(fault in known, "study.faults", fault, f"some of {known}")
-  canvas = flat["data.canvas"]
-  two_sides = len(canvas) == 2 and all(isinstance(side, int) and side > 0 for side in canvas)
-  _require(two_sides, "data.canvas", canvas, "(height, width) in whole pixels")
+  canvas, crop = flat["data.canvas"], flat["augment.crop"]
+  _require(_is_size(canvas), "data.canvas", canvas, "(height, width) in whole pixels")
+  no_crop = len(crop) == 0
+  _require(no_crop or _is_size(crop), "augment.crop", crop, "() or (height, width) in whole pixels")
   _check_profile_steps(flat["train.profile_steps"], flat["train.num_steps"])
   names = flat["data.class_names"]
   distinct = len(set(names)) == len(names) and 2 <= len(names) <= MAX_CLASSES
@@ -403,6 +408,10 @@ def _check_label_maps(flat):
     _require(distinct, key, pairs, "without a label listed twice")
   both = flat["data.label_values"] and flat["data.label_colors"]
   _require(not both, "data.label_values", flat["data.label_values"], "empty with label_colors")
+
+
+def _is_size(sides):
+  return len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
 
 
 def _is_byte(value):

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from boxseg_jax.errors import InputError
 STILL = Geometry(scale=(1.0, 1.0), rotation_degrees=0.0, flip=0.0)
 NO_COLOUR = Photometry(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
 
-run = jax.jit(augment, static_argnames=("geometry", "photometry"))
+run = jax.jit(augment, static_argnames=("geometry", "photometry", "crop"))
 
 
 def make_batch(image, labels=None, boxes=(), classes=(), extent=(1.0, 1.0)):
@@ -172,7 +173,9 @@ def test_smaller_images_are_seen_whole_and_larger_ones_fill_the_canvas(scale):
 
 def test_draws_fill_their_ranges():
   geometry = Geometry((0.5, 2.0), 30.0, 0.5)
-  maps = jax.vmap(lambda key: module.draw_map(key, jnp.ones(2), (64, 64), geometry))(keys(512))
+  maps = jax.vmap(lambda key: module.draw_map(key, jnp.array([64.0, 64.0]), (64, 64), geometry))(
+    keys(512)
+  )
   logarithm = np.log2(maps.scale)
   assert logarithm.min() >= -1 and logarithm.max() <= 1
   np.testing.assert_allclose(np.mean(logarithm), 0, atol=0.1)
@@ -394,25 +397,25 @@ def test_what_lies_beyond_the_ends_is_not(make):
 
 
 @pytest.mark.parametrize(
-  ("scale", "extent"), [(0.5, (1.0, 0.75)), (1.0, (0.5, 0.75)), (2.0, (1.0, 1.0))]
+  ("scale", "size"),
+  [(0.5, (24.0, 24.0)), (1.0, (12.0, 24.0)), (2.0, (24.0, 32.0)), (1.0, (60, 80))],
 )
-def test_a_map_places_by_whole_pixels_and_turns_about_the_middle_of_what_is_seen(scale, extent):
-  canvas = np.array([24, 32])
+def test_a_map_places_by_whole_pixels_and_turns_about_the_middle_of_what_is_seen(scale, size):
+  view = np.array([24, 32])
   geometry = Geometry((scale, scale), 180.0, 0.5)
-  drawn = jax.vmap(lambda key: module.draw_map(key, jnp.array(extent), (24, 32), geometry))(
-    keys(32)
-  )
+  drawn = jax.vmap(lambda key: module.draw_map(key, jnp.array(size), (24, 32), geometry))(keys(32))
   for example in zip(*drawn, strict=True):
-    linear, shift, found_scale, size = (np.asarray(part, np.float64) for part in example)
-    np.testing.assert_allclose(size, canvas * extent)
+    linear, shift, found_scale, found_size = (np.asarray(part, np.float64) for part in example)
+    np.testing.assert_allclose(found_size, size)
     np.testing.assert_allclose(linear.T @ linear, scale**2 * np.eye(2), atol=1e-4)
     assert found_scale == scale
-    # A small image turns about its own middle, a large one about that of the canvas.
-    middle = canvas / 2 if scale > 1 else linear @ (size / 2) + shift
+    # A small image turns about its own middle, a large one about that of the view.
+    large = (scale * found_size > view).all()
+    middle = view / 2 if large else linear @ (found_size / 2) + shift
     point = np.linalg.solve(linear, middle - shift)
     if np.linalg.det(linear) < 0:
-      point[1] = size[1] - point[1]
-    corner, room = middle - scale * point, canvas - scale * size
+      point[1] = found_size[1] - point[1]
+    corner, room = middle - scale * point, view - scale * found_size
     np.testing.assert_allclose(corner, np.round(corner), atol=1e-3)
     assert (corner >= np.minimum(room, 0) - 1e-3).all()
     assert (corner <= np.maximum(room, 0) + 1e-3).all()
@@ -421,13 +424,53 @@ def test_a_map_places_by_whole_pixels_and_turns_about_the_middle_of_what_is_seen
 def test_places_fill_the_free_room():
   def corners(scale):
     maps = jax.vmap(
-      lambda key: module.draw_map(key, jnp.ones(2), (24, 32), Geometry((scale, scale), 0.0, 0.0))
+      lambda key: module.draw_map(
+        key, jnp.array([24.0, 32.0]), (24, 32), Geometry((scale, scale), 0.0, 0.0)
+      )
     )(keys(256))
     return np.asarray(maps.shift)
 
   for scale, low, high in ((0.5, (0, 0), (12, 16)), (2.0, (-24, -32), (0, 0))):
     np.testing.assert_array_equal(corners(scale).min(axis=0), low)
     np.testing.assert_array_equal(corners(scale).max(axis=0), high)
+
+
+def test_a_crop_is_a_part_of_the_canvas_with_its_labels_and_boxes():
+  batch = noise_batch(batch=16)
+  moved = run(batch, keys(16), geometry=STILL, photometry=NO_COLOUR, crop=(12, 20))
+  assert moved["image"].shape == (16, 12, 20, 3) and np.all(moved["visible"])
+  corners = set()
+  for index in range(16):
+    image = batch["image"][index]
+    places = [(y, x) for y in range(13) for x in range(13)]
+    shown = np.asarray(moved["image"][index]) * 255
+    found = [
+      (y, x) for y, x in places if np.abs(image[y : y + 12, x : x + 20] - shown).max() < 1e-3
+    ]
+    ((y, x),) = found  # exactly one part of a noise image looks like this
+    corners.add((y, x))
+    np.testing.assert_array_equal(
+      moved["labels"][index], batch["labels"][index, y : y + 12, x : x + 20]
+    )
+    for box, was, name in zip(moved["boxes"][index], batch["boxes"][index], (1, 2, 0), strict=True):
+      expected = (was * (24, 32, 24, 32) - (y, x, y, x)) / (12, 20, 12, 20)
+      expected = np.clip(expected, 0, 1) if name else np.zeros(4)
+      left = (expected[:2] < expected[2:]).all()
+      np.testing.assert_allclose(box, expected if left else np.zeros(4), atol=1e-6)
+  assert len(corners) > 8
+
+
+def test_a_crop_as_large_as_the_canvas_changes_nothing():
+  batch = noise_batch()
+  whole = run(batch, keys(4))
+  chex.assert_trees_all_equal(run(batch, keys(4), crop=(24, 32)), whole)
+
+
+def test_a_crop_may_be_larger_than_the_image():
+  batch = make_batch(np.full((8, 6, 8, 3), 200))
+  moved = run(batch, keys(8), geometry=STILL, photometry=NO_COLOUR, crop=(9, 16))
+  np.testing.assert_array_equal(moved["visible"].sum(axis=(1, 2)), np.full(8, 48))
+  np.testing.assert_array_equal((moved["labels"] == VOID).sum(axis=(1, 2)), np.full(8, 9 * 16 - 48))
 
 
 def test_images_of_which_nothing_is_known():

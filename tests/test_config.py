@@ -168,6 +168,8 @@ def test_arms_differ_in_what_they_say_and_nothing_else():
     ("data.canvas", (96,)),
     ("data.canvas", (0, 96)),
     ("data.canvas", (96.5, 96)),
+    ("augment.crop", (96,)),
+    ("augment.crop", (0, 96)),
     ("data.class_names", ("background", "cat", "cat")),
     ("data.batch_size", 0),
     ("data.label_names", (("van", "truck"),)),

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from boxseg_jax import config as configuration
-from boxseg_jax.apps import results, study
+from boxseg_jax.apps import budget, results, study
 from boxseg_jax.data import training_set
 from boxseg_jax.errors import InputError, NonFiniteLossError
 from boxseg_jax.evaluation import metrics, tiles
@@ -133,6 +133,23 @@ class TestWhatARunLeavesBehind:
     assert named["miou"] == pytest.approx(expected["miou"], abs=1e-3)
     assert named["pixel_accuracy"] == pytest.approx(expected["pixel_accuracy"], abs=1e-3)
     assert named["pixel_accuracy"] != pytest.approx(fitted["pixel_accuracy"], abs=1e-3)
+
+  def test_training_on_crops_keeps_less_and_is_judged_on_the_whole_canvas(self, tmp_path):
+    """A canvas of 64 pixels, of which a step sees 32, keeps what a canvas of 32 keeps."""
+    runs = {
+      "crops": small(data__canvas=(64, 64), augment__crop=(32, 32), train__num_steps=1),
+      "whole": small(data__canvas=(64, 64)),
+      "small": small(data__canvas=(32, 32)),
+    }
+    kept = {}
+    for name, config in runs.items():
+      training = training_set.open_training_set(config, report=lambda line: None)
+      kept[name] = budget.estimate(config, training, judged=4).step_bytes
+    assert kept["crops"] == kept["small"] < kept["whole"] / 3
+    named = loop.train(runs["crops"], tmp_path, report=lambda line: None)
+    assert 0 <= named["miou"] <= 1
+    description = json.loads((tmp_path / "network.json").read_text())
+    assert description["canvas"] == [64, 64]
 
   def test_starting_a_finished_run_again_only_measures(self, finished):
     config, workdir, named, _ = finished
@@ -304,6 +321,7 @@ class TestArms:
     config = small(train__num_steps=2, study__arms=("masks_only", "uncertainty", "full"))
     lines = []
     text = study.run(config, tmp_path, report=lines.append)
+    assert "crops of 24x16 pixels" in study.same_for_all(small(augment__crop=(16, 24)))
     cells = json.loads((tmp_path / "study.json").read_text())["cells"]
     assert [c["arm"] for c in cells] == ["masks_only", "uncertainty", "full"]
     made_with = json.loads((tmp_path / "study.json").read_text())["made_with"]

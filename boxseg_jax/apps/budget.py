@@ -102,8 +102,9 @@ def _device_memory(config, training, local_batch):
 
 
 def _batch_like(config, training, local_batch):
-  """Shapes of a batch on one device, with an axis over devices in front."""
-  example = padding_example(tuple(config.data.canvas), training.reader.max_boxes)
+  """Shapes of what a device sees of a batch, with an axis over devices in front."""
+  view = tuple(config.augment.crop or config.data.canvas)
+  example = padding_example(view, training.reader.max_boxes)
   return {
     name: jax.ShapeDtypeStruct((1, local_batch, *value.shape), value.dtype)
     for name, value in example.items()

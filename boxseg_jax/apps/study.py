@@ -215,9 +215,11 @@ def same_for_all(config: ConfigDict) -> str:
   data, model, augment, optimizer = config.data, config.model, config.augment, config.optimizer
   encoder = "" if model.name == "erfnet" else f" on {model.encoder.name}"
   pretrained = ", pretrained" if model.encoder.weights else ""
+  crop = augment.crop
+  seen = f"crops of {crop[1]}x{crop[0]} pixels" if crop else "images"
   text = (
     f"Every arm: {model.name}{encoder}{pretrained}, {data.canvas[1]}x{data.canvas[0]} pixels, "
-    f"{config.train.num_steps} steps of {data.batch_size} images, {optimizer.name} at "
+    f"{config.train.num_steps} steps of {data.batch_size} {seen}, {optimizer.name} at "
     f"{optimizer.learning_rate:g} ({optimizer.schedule}); scaled by {augment.scale[0]:g} to "
     f"{augment.scale[1]:g}, turned by up to {augment.rotation_degrees:g} degrees, mirrored with "
     f"probability {augment.flip:g}, colours changed."

@@ -115,7 +115,8 @@ def make_augment(config: ConfigDict) -> Callable:
     saturation=settings.saturation,
     hue=settings.hue,
   )
-  return partial(augment.augment, geometry=geometry, photometry=photometry)
+  crop = tuple(settings.crop) or None
+  return partial(augment.augment, geometry=geometry, photometry=photometry, crop=crop)
 
 
 def init(model, canvas: tuple[int, int], settings: LossSettings, key):

@@ -43,5 +43,7 @@ def _message(config, keys, error):
   if keys != EVALUATION:
     now = flat["optimizer.accumulate"]
     lines.append(f"  or raise --config.optimizer.accumulate, now {now}: the same batch in parts")
+    crop = flat["augment.crop"]
+    lines.append(f"  or train on parts of the canvas: --config.augment.crop, now {crop}")
   reason = (str(error).splitlines() or [type(error).__name__])[0]
   return "\n".join([f"out of memory on {where}:", *lines, f"  ({reason[:200]})"])

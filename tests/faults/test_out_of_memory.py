@@ -15,7 +15,12 @@ TEXT = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 137438953472 
 
 
 def test_what_to_lower_is_told(whole, cache, tmp_path):
-  keys = ("config.data.batch_size, now 8", "config.data.canvas", "config.optimizer.accumulate")
+  keys = (
+    "config.data.batch_size, now 8",
+    "config.data.canvas",
+    "config.optimizer.accumulate",
+    "augment.crop",
+  )
   args = drill.arguments(whole[0], tmp_path / "run", cache)
   fault = partial(drill.when, "step", 1, partial(drill.out_of_memory, TEXT))
   status, said = drill.run(tmp_path / "log", args, fault)
