@@ -82,6 +82,12 @@ class TestFacts:
     boxes = [(2, 3, 10, 5), (15, 4, 6, 8), (2.5, 3, 4.5, 5)]
     (seen,) = look(record_of(labels, boxes, (1, 1, 1)))
     np.testing.assert_allclose(seen.fits, [0.5, 0, 22.5 / 25], rtol=1e-5)
+    assert np.isnan(seen.fills).all()  # all have a side of less than 8 pixels
+
+  def test_fill_is_by_the_area_of_the_own_class(self):
+    labels = painted((2, 3, 10, 4, 1), (2, 7, 10, 6, 2), (15, 4, 10, 10, 255))
+    (seen,) = look(record_of(labels, [(2, 3, 10, 10), (1.5, 3, 8, 8), (15, 4, 10, 10)], (1, 2, 1)))
+    np.testing.assert_allclose(seen.fills, [0.4, 8 * 4 / 64, 0], rtol=1e-5)
 
   def test_around_void_alone_the_fit_is_not_known(self):
     (seen,) = look(record_of(painted((2, 3, 10, 5, 255)), [(2, 3, 10, 5)], (1,)))
@@ -344,6 +350,17 @@ class Page(html.parser.HTMLParser):
 
   def handle_data(self, data):
     self.text += data
+
+  def test_masks_that_are_the_boxes_over_again(self):
+    """Of one class all, of the other, a disk, none."""
+    rows, columns = np.ogrid[:10, :10]
+    disk = 2 * ((rows - 4.5) ** 2 + (columns - 4.5) ** 2 < 25)
+    labels = painted((1, 1, 12, 9, 1))
+    labels[5:15, 16:26] = disk
+    records = [record_of(labels, [(1, 1, 12, 9), (16, 5, 10, 10)], (1, 2), n) for n in range(10)]
+    found = one(judged(*records), "masks fill the boxes of a class")
+    assert not found.is_error and found.items == ("car: 100 % of 10 boxes",)
+    assert not any("masks fill" in few.text for few in judged(*records[:9]))
 
 
 class TestTheReport:

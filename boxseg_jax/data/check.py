@@ -89,6 +89,8 @@ def _seen(num_classes: int, record: Record) -> Facts:
     problems += _label_problems(num_classes, record, labels, values)
   judged = None if problems else labels
   singles = ~record.box_is_crowd
+  none = np.zeros(0, np.float32)
+  fits, fills = (none, none) if judged is None else survey.box_fits(record, judged)
   sides = (record.boxes[:, 2:] - record.boxes[:, :2])[singles] * record.size
   return Facts(
     image_id=record.image_id,
@@ -103,7 +105,8 @@ def _seen(num_classes: int, record: Record) -> Facts:
     crowds=int(record.box_is_crowd.sum()),
     box_classes=record.box_classes[singles],
     sides=sides.astype(np.float32),
-    fits=np.zeros(0, np.float32) if judged is None else survey.box_fits(record, judged),
+    fits=fits,
+    fills=fills,
   )
 
 

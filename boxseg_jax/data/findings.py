@@ -13,10 +13,11 @@ Errors stop every run before its first step; only what is a mistake for certain 
 - no image shows an object, by mask or box: there is nothing to learn.
 
 Everything else may be meant, or be harmless, and is a warning: the same in few images, loose boxes
-(the method bears them), classes without examples, much void, objects that vanish on the canvas,
-many images without any annotation, masks hidden in a set that lacks some anyway, images that are
-there twice or in both splits (the numbers would lie, what is learned would not). Boxes that nothing
-is learned from (the evaluation split, arms without box images) only ever give warnings.
+(the method bears them), masks that are the boxes over again (windows of a house are), classes
+without examples, much void, objects that vanish on the canvas, many images without any annotation,
+masks hidden in a set that lacks some anyway, images that are there twice or in both splits (the
+numbers would lie, what is learned would not). Boxes that nothing is learned from (the evaluation
+split, arms without box images) only ever give warnings.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,6 +36,9 @@ _MOST = 0.5  # share from which it is the rule and no slip
 _UNCOVERED = 0.05
 # Extreme clicking and careful drawing both reach 0.85 to 0.9 in the median.
 _FIT = 0.7
+# Cars fill four fifths of their boxes; a box's corners as a polygon, drawn in pixels, nearly all.
+_FILLED = 0.95
+_FEWEST = 10  # boxes of a class to say something of it
 _THIN = 2.0  # pixels; thinner objects may fall between the samples of a mask
 
 
@@ -141,6 +145,7 @@ def judge(summary: Summary, class_names: Sequence[str], use: Use) -> list[Findin
     *_without_boxes(summary, use),
     *_hidden_masks(summary, use),
     *_loose_boxes(summary),
+    *_filled_boxes(summary, class_names),
     *_missing_classes(summary, class_names, use),
     *_void(summary),
     *_thin_objects(summary, class_names),
@@ -246,6 +251,23 @@ def _loose_boxes(summary):
     return []
   text = "half of the boxes agree with the bounds of what the mask shows in them to an IoU of "
   return [Finding(False, f"{text}{median:.2f} at most: they are loose, or lie elsewhere")]
+
+
+def _filled_boxes(summary, class_names):
+  shares = {
+    c: np.mean(fills >= _FILLED) for c, fills in summary.fills.items() if len(fills) >= _FEWEST
+  }
+  items = [
+    f"{_name(label, class_names)}: {_percent(share)} of {len(summary.fills[label])} boxes"
+    for label, share in shares.items()
+    if share > _MOST
+  ]
+  if not items:
+    return []
+  text = (
+    "masks fill the boxes of a class: are they the boxes themselves, as polygons of four corners?"
+  )
+  return [Finding(False, text, tuple(items))]
 
 
 def _missing_classes(summary, class_names, use):

@@ -19,6 +19,7 @@ from boxseg_jax.data.records import Record
 _ROUNDING = 0.01
 # Polygons and boxes are rounded to pixels in different ways.
 _MARGIN = 1
+_TELLING = 8  # pixels of a side; any object fills a smaller box
 
 
 class Facts(NamedTuple):
@@ -39,6 +40,7 @@ class Facts(NamedTuple):
     box_classes: int32 [n].
     sides: float32 [n, 2], (height, width) of each box in pixels of the image.
     fits: float32 [n], see `box_fits`; NaN where it cannot be known.
+    fills: float32 [n], likewise.
   """
 
   image_id: str
@@ -54,6 +56,7 @@ class Facts(NamedTuple):
   box_classes: np.ndarray
   sides: np.ndarray
   fits: np.ndarray
+  fills: np.ndarray
 
   @property
   def has_boxes(self) -> bool:
@@ -84,8 +87,8 @@ def count_values(labels: np.ndarray) -> dict[int, int]:
   return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
-def box_fits(record: Record, labels: np.ndarray) -> np.ndarray:
-  """How well the boxes that are no crowd fit the mask.
+def box_fits(record: Record, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """How well the boxes that are no crowd fit the mask, and how much of each it fills.
 
   Args:
     record: gives the boxes.
@@ -95,7 +98,8 @@ def box_fits(record: Record, labels: np.ndarray) -> np.ndarray:
     float32 [n], intersection over union of each box with the bounds of what the mask has of its
     class inside it: 1 for a tight box, 0 for one around nothing. NaN around void alone. Objects
     are not told apart in a mask, so a neighbour in the box can only raise it; what lies beside
-    the box is told by `uncovered_pixels`.
+    the box is told by `uncovered_pixels`. And float32 [n], pixels of its class in a box over the
+    box's area: NaN for boxes with a side of less than 8 pixels.
   """
   scale = np.array([*record.size, *record.size])
   singles = ~record.box_is_crowd
@@ -105,21 +109,25 @@ def box_fits(record: Record, labels: np.ndarray) -> np.ndarray:
     _fit(box, window, labels, label)
     for box, window, label in zip(boxes, windows, record.box_classes[singles], strict=True)
   ]
-  return np.array(found, np.float32)
+  fits, fills = np.array(found, np.float32).reshape(-1, 2).T
+  return fits, fills
 
 
 def _fit(box, window, labels, label):
+  """(fit, fill) of a box, see `box_fits`."""
   ymin, xmin, ymax, xmax = window
   region = labels[ymin:ymax, xmin:xmax]
   inside = region == label
+  sides = box[2:] - box[:2]
+  fill = np.count_nonzero(inside) / np.prod(sides) if sides.min() > _TELLING - _ROUNDING else np.nan
   rows = np.flatnonzero(inside.any(axis=1))
   if not rows.size:
-    return np.nan if (region == VOID).any() else 0.0
+    return (np.nan if (region == VOID).any() else 0.0), fill
   columns = np.flatnonzero(inside.any(axis=0))
   low = np.array([ymin + rows[0], xmin + columns[0]])
   high = np.array([ymin + rows[-1] + 1, xmin + columns[-1] + 1])
   common = np.prod(np.minimum(high, box[2:]) - np.maximum(low, box[:2]))
-  return common / (np.prod(high - low) + np.prod(box[2:] - box[:2]) - common)
+  return common / (np.prod(high - low) + np.prod(sides) - common), fill
 
 
 def uncovered_pixels(record: Record, labels: np.ndarray) -> dict[int, int]:
@@ -169,6 +177,7 @@ class Summary(NamedTuple):
     covered_total: all pixels of objects by class in these.
     most_uncovered: images of which most pixels are uncovered, the worst first.
     fits: float32 [n], see `box_fits`, NaN left out.
+    fills: of each class those of its boxes, NaN left out.
     unboxed: images whose mask shows objects, but that have no box.
     unmasked: images with boxes whose mask shows no object.
     void_alone: those of them whose mask has values 0 and 255, or 255, alone.
@@ -197,6 +206,7 @@ class Summary(NamedTuple):
   covered_total: Counter
   most_uncovered: list[str]
   fits: np.ndarray
+  fills: dict[int, np.ndarray]
   unboxed: list[str]
   unmasked: list[str]
   void_alone: list[str]
@@ -240,6 +250,7 @@ def summarize(facts: Sequence[Facts], canvas: tuple[int, int]) -> Summary:
     covered_total=_without_ground(_sum(seen.values for seen in both)),
     most_uncovered=_most_uncovered(both),
     fits=_known(np.concatenate([np.zeros(0, np.float32), *(seen.fits for seen in both)])),
+    fills=_by_class(both),
     unboxed=[s.image_id for s in judged if s.object_pixels and not s.has_boxes],
     unmasked=[seen.image_id for seen in unmasked],
     void_alone=[s.image_id for s in unmasked if VOID in s.values],
@@ -263,6 +274,12 @@ def _without_ground(values):
 
 def _known(numbers):
   return numbers[~np.isnan(numbers)]
+
+
+def _by_class(both):
+  fills = np.concatenate([np.zeros(0, np.float32), *(seen.fills for seen in both)])
+  classes = np.concatenate([np.zeros(0, np.int32), *(seen.box_classes for seen in both)])
+  return {label: _known(fills[classes == label]) for label in np.unique(classes).tolist()}
 
 
 def _most_uncovered(both):
