@@ -99,7 +99,7 @@ class TestWhatItHolds:
     assert links == [f"#{title.lower()}" for title in SECTIONS]
     counts = {title: Page(section(written, title)).tags for title in SECTIONS}
     tags = {title: [tag for tag, _ in found] for title, found in counts.items()}
-    assert tags["Curves"].count("svg") == 6 and tags["Boxes"].count("svg") == 2
+    assert tags["Curves"].count("svg") == 8 and tags["Boxes"].count("svg") == 2
     assert tags["Sigma"].count("svg") == 1
     assert tags["Confusion"].count("td") == 9 and tags["Classes"].count("tr") == 4
     # One image of each kind, in four views: three images are too few for more.

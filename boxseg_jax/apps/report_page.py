@@ -113,7 +113,7 @@ def _headline(named):
 
 
 def curves(log: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-  """Loss, IoU, learning rate and speed over steps.
+  """Loss, IoU, learning rate, speed and memory over steps.
 
   Args:
     log: (step, value) by name, as in `metrics.jsonl`.
@@ -136,6 +136,18 @@ def curves(log: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     svg.lines("Norm of the gradient", [Series("before clipping", of("train/grad_norm"))]),
     svg.lines("Learning rate", [Series("learning rate", of("train/learning_rate"))]),
     svg.lines("Images per second", [Series("images/s", of("train/images_per_second"))]),
+    svg.lines(
+      "Time spent waiting for input, %",
+      [Series("of all time", of("train/input_wait_share", 100))],
+      unit=" %",
+    ),
+    svg.lines(
+      "Memory, GiB",
+      [
+        Series("host", of("train/host_memory_gib")),
+        Series("fullest device, peak", of("train/device_memory_gib")),
+      ],
+    ),
   ]
   drawn = "".join(charts)
   return f"<div class='charts'>{drawn}</div>" if drawn else _note("metrics.jsonl holds no numbers.")
