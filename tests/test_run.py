@@ -23,7 +23,7 @@ from boxseg_jax.evaluation import metrics, tiles
 from boxseg_jax.parallel import Parallel
 from boxseg_jax.training import loop
 from boxseg_jax.training.checkpoint import Checkpoints
-from boxseg_jax.training.run import Run
+from boxseg_jax.training.run import Run, refuse_other_configuration
 from boxseg_jax.training.step import make_predict_fn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -245,6 +245,14 @@ class TestGoingOn:
     with pytest.raises(InputError, match=r"optimizer\.learning_rate: 0\.004 -> 0\.01"):
       loop.train(other, workdir, report=lambda line: None)
     assert config.optimizer.learning_rate == 4e-3
+
+  def test_a_key_that_an_earlier_version_lacked_had_its_default(self, tmp_path):
+    earlier = configuration.flatten(small())
+    del earlier["augment.crop"]
+    (tmp_path / "config.json").write_text(json.dumps(earlier))
+    refuse_other_configuration(small(), tmp_path)
+    with pytest.raises(InputError, match=r"augment\.crop: \[\] -> \[16, 16\]"):
+      refuse_other_configuration(small(augment__crop=(16, 16)), tmp_path)
 
 
 _CHILD = {

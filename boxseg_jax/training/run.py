@@ -222,7 +222,8 @@ def refuse_other_configuration(config: ConfigDict, workdir: Path) -> None:
       return
   except OSError as error:
     raise InputError(f"the workdir {workdir} cannot be used: {error}") from error
-  old = read_json(path)
+  # A key that came with a later version does by default what was done before it.
+  old = configuration.flatten(configuration.get_config()) | read_json(path)
   new = configuration.flatten(config)
   changed = configuration.differences(_of_one_run(old), _of_one_run(new))
   if changed:
