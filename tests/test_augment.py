@@ -171,6 +171,14 @@ def test_smaller_images_are_seen_whole_and_larger_ones_fill_the_canvas(scale):
   np.testing.assert_allclose(shown, np.full((8, 2), min(scale, 1.0)), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(4, 12), (12, 4)])
+def test_what_lies_beyond_an_image_does_not_leak_into_it_when_it_is_shrunk(size):
+  image = np.random.default_rng(0).random((12, 12, 3)).astype(np.float32)
+  image[: size[0], : size[1]] = 0.25
+  smooth = module.low_pass(jnp.asarray(image), plain_map(scale=0.4, size=size))
+  np.testing.assert_allclose(smooth[: size[0], : size[1]], 0.25, rtol=1e-6)
+
+
 def test_draws_fill_their_ranges():
   geometry = Geometry((0.5, 2.0), 30.0, 0.5)
   maps = jax.vmap(lambda key: module.draw_map(key, jnp.array([64.0, 64.0]), (64, 64), geometry))(
