@@ -247,7 +247,8 @@ def judge(mutant, runner, timeout):
   if answer is None:
     return result | {"outcome": "timed out", "seconds": seconds}
   status, test, output = answer
-  if status not in (0, 1, 2):  # 2: the module or a test could not even be imported
+  # 2: the module or a test could not even be imported; 4: nor are the named tests found, then.
+  if status not in (0, 1, 2, 4):
     raise SystemExit(f"pytest ended with status {status}:\n{output}")
   return result | {"outcome": "killed" if status else "survived", "by": test, "seconds": seconds}
 
