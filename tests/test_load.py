@@ -166,7 +166,9 @@ def test_sizes_on_the_canvas_against_one_box_after_the_other():
     size, count = tuple(random.integers(20, 200, 2).tolist()), random.integers(0, 6)
     sides = random.integers(0, 5, (count, 2)).astype(np.float32)  # some without area, many equal
     classes = random.integers(1, 4, count).astype(np.int32)
-    facts.append(like._replace(image_id=f"{number}", size=size, sides=sides, box_classes=classes))
+    unknown = np.full(count, np.nan, np.float32)
+    of_boxes = {"sides": sides, "box_classes": classes, "fits": unknown, "fills": unknown}
+    facts.append(like._replace(image_id=f"{number}", size=size, **of_boxes))
   canvas, boxes = (48, 64), []
   for seen in facts:
     scale = np.array(fitted_size(seen.size, canvas)) / seen.size
