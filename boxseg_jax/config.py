@@ -117,7 +117,7 @@ def _augment():
     # Random scale, log-uniform in this range; 1 = the image fits the canvas.
     "scale": (0.7, 1.5),
     # (height, width) of the part of the scaled canvas that a training step sees, in pixels: a
-    # large canvas at the cost of a small one. () = as large as the canvas. Everything but
+    # large canvas at about the cost of a small one. () = as large as the canvas. Everything but
     # training is of the whole canvas.
     "crop": (),
     # Largest rotation to either side, degrees.

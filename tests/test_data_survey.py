@@ -258,6 +258,17 @@ class TestWarnings:
     found = one(judged(good(0), white), "masks of 1 of 2 images .* no object \\(1 hold 255, void")
     assert not found.is_error and found.items == ("image001.png",)
 
+  def test_masks_that_are_the_boxes_over_again(self):
+    """Of one class all, of the other, a disk, none."""
+    rows, columns = np.ogrid[:10, :10]
+    disk = 2 * ((rows - 4.5) ** 2 + (columns - 4.5) ** 2 < 25)
+    labels = painted((1, 1, 12, 9, 1))
+    labels[5:15, 16:26] = disk
+    records = [record_of(labels, [(1, 1, 12, 9), (16, 5, 10, 10)], (1, 2), n) for n in range(10)]
+    found = one(judged(*records), "masks fill the boxes of a class")
+    assert not found.is_error and found.items == ("car: 100 % of 10 boxes",)
+    assert not any("masks fill" in few.text for few in judged(*records[:9]))
+
   def test_loose_boxes(self):
     loose = record_of(painted((8, 8, 5, 5, 1)), [(4, 4, 12, 12)], (1,))
     found = one(judged(loose, names=("background", "car")), "agree .* to an IoU of 0.17")
@@ -350,17 +361,6 @@ class Page(html.parser.HTMLParser):
 
   def handle_data(self, data):
     self.text += data
-
-  def test_masks_that_are_the_boxes_over_again(self):
-    """Of one class all, of the other, a disk, none."""
-    rows, columns = np.ogrid[:10, :10]
-    disk = 2 * ((rows - 4.5) ** 2 + (columns - 4.5) ** 2 < 25)
-    labels = painted((1, 1, 12, 9, 1))
-    labels[5:15, 16:26] = disk
-    records = [record_of(labels, [(1, 1, 12, 9), (16, 5, 10, 10)], (1, 2), n) for n in range(10)]
-    found = one(judged(*records), "masks fill the boxes of a class")
-    assert not found.is_error and found.items == ("car: 100 % of 10 boxes",)
-    assert not any("masks fill" in few.text for few in judged(*records[:9]))
 
 
 class TestTheReport:
