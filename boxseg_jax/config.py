@@ -172,7 +172,7 @@ def _loss():
     "bootstrap_start": 0.1,
     "bootstrap_ramp": 0.2,
     # One weight per class; () = all 1; ("auto",) = by the inverse square root of
-    # the classes' frequency.
+    # the classes' frequency. What is predicted, and what boxes become, is without them.
     "class_weights": (),
   }
 

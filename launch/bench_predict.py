@@ -53,7 +53,7 @@ def _network(model, batch_size, num):
   canvas = model.canvas
   images = np.random.default_rng(0).integers(0, 256, (batch_size, *canvas, 3), np.uint8)
   batch = jax.device_put(augment.unlabelled(images, np.ones((batch_size, 2), np.float32)))
-  predict_fn = make_predict_fn(model.network.model)
+  predict_fn = make_predict_fn(model.network.model, model.network.settings)
   forward = jax.jit(lambda variables, batch: predict_fn(variables, augment.prepare(batch)))
   jax.block_until_ready(forward(model.network.variables, batch))
   started, running = time.perf_counter(), None

@@ -148,6 +148,18 @@ class TestUncertainty:
     np.testing.assert_allclose(pulls[1] / pulls[0], 1 / uncertainty.kappa(3.0), rtol=1e-5)
 
 
+def test_unweighted_odds_are_learned_odds_over_the_weights():
+  mu = jnp.array([[1.0], [-2.0]])
+  odds = jnp.exp(mu[:, 0])
+  np.testing.assert_allclose(
+    jnp.exp(uncertainty.unweighted(mu, (0.5, 2.0))[:, 0]), odds / 4.0, rtol=1e-6
+  )
+  both = uncertainty.unweighted(uncertainty.class_logits(mu), (0.5, 2.0))
+  np.testing.assert_allclose(jnp.exp(both[:, 1] - both[:, 0]), odds / 4.0, rtol=1e-6)
+  three = jnp.array([[0.3, -1.0, 2.0]])
+  np.testing.assert_array_equal(uncertainty.unweighted(three, (1, 1, 1)), three)
+
+
 class TestBootstrap:
   boxes = staticmethod(
     lambda: jax.tree.map(lambda x: x[None], labels_of([in_pixels(0, 0, 4, 3)], [2]))

@@ -120,7 +120,7 @@ class TestWhatARunLeavesBehind:
     sliding = small(eval__tiles="slide", eval__box_images=0)
     run = Run(sliding, tmp_path / "slide", report=lambda line: None)
     named = run.measure(run.parallel.replicate(state))
-    predictor = partial(tiles.tile_predictor(make_predict_fn(run.model)), state.ema)
+    predictor = partial(tiles.tile_predictor(make_predict_fn(run.model, run.settings)), state.ema)
     counts = np.zeros((4, 4), int)
     for record in run.judged.records:
       bands = tiles.predict_bands(

@@ -9,10 +9,18 @@ import pytest
 from boxseg_jax import augment, models
 from boxseg_jax.batch import VOID
 from boxseg_jax.data.box_priors import BoxPriors
+from boxseg_jax.evaluation.serving import make_serving_fn
+from boxseg_jax.models import depthwise
 from boxseg_jax.parallel import AXIS, Parallel
 from boxseg_jax.training import optimizer as optimizers
 from boxseg_jax.training.state import create_state
-from boxseg_jax.training.step import LossSettings, example_keys, make_target_fn, make_train_step
+from boxseg_jax.training.step import (
+  LossSettings,
+  example_keys,
+  make_predict_fn,
+  make_target_fn,
+  make_train_step,
+)
 
 CANVAS, BATCH, BOXES = (16, 24), 8, 3
 MEAN_MASKS = np.random.default_rng(1).uniform(0.1, 0.9, (3, 4, 4)).tolist()
@@ -225,23 +233,38 @@ def test_ema_follows_by_hand():
   assert_close(expected, state.ema["params"], rtol=1e-5)
 
 
+class SayingAlways:
+  """A network whose answer is known, whatever the image."""
+
+  def __init__(self, logits):
+    self.outputs = models.Outputs(logits, np.zeros(logits.shape[:-1], np.float32))
+
+  def apply(self, variables, *images, train, method=None):
+    return self.outputs if method is None else (self.outputs, self.outputs.logits)
+
+
+def test_class_weights_do_not_reach_what_is_predicted():
+  """A network whose odds are the weights times another's predicts the same, live and exported."""
+  weights = np.float32([1.0, 2.0, 3.0])
+  seen = jax.random.normal(jax.random.key(1), (BATCH, *CANVAS, 3))
+  batch = augment.prepare(a_batch())
+  weighted = SayingAlways(seen + np.log(weights))
+  logits, _ = make_predict_fn(weighted, settings(class_weights=tuple(weights)))({}, batch)
+  np.testing.assert_allclose(logits, seen, atol=1e-5)
+  serve = make_serving_fn(weighted, weights, depthwise_way=depthwise.depthwise_by_conv)
+  probability = serve({}, a_batch()["image"])["probability"]
+  np.testing.assert_allclose(probability, jax.nn.softmax(seen), atol=1e-5)
+
+
 @pytest.mark.parametrize("teacher", ["boxes", "self"])
 def test_class_weights_do_not_reach_targets_by_way_of_the_network(teacher):
   """A network whose odds are the weights times another's makes the same targets of boxes."""
   weights = np.float32([1.0, 2.0, 3.0])
   seen = jax.random.normal(jax.random.key(1), (BATCH, *CANVAS, 3))
-
-  class Network:
-    def __init__(self, logits):
-      self.outputs = models.Outputs(logits, np.zeros(logits.shape[:-1], np.float32))
-
-    def apply(self, variables, *images, train, method=None):
-      return self.outputs if method is None else (self.outputs, self.outputs.logits)
-
   batch = augment.prepare(a_batch())
   plain = settings(teacher=teacher, class_weights=(1.0, 1.0, 1.0))
-  expected, *_ = make_target_fn(Network(seen), plain)({}, batch)
-  weighted = Network(seen + np.log(weights))
+  expected, *_ = make_target_fn(SayingAlways(seen), plain)({}, batch)
+  weighted = SayingAlways(seen + np.log(weights))
   target, *_ = make_target_fn(weighted, settings(teacher=teacher))({}, batch)
   np.testing.assert_allclose(target, expected, atol=1e-5)
   unaware, *_ = make_target_fn(weighted, plain)({}, batch)

@@ -150,7 +150,7 @@ class Model:
     key = tuple(sorted(options.items()))
     if key not in self._predictors:
       self._predictors[key] = Predictor(
-        make_predict_fn(self.network.model),
+        make_predict_fn(self.network.model, self.network.settings),
         self.network.variables,
         canvas=self.canvas,
         **options,

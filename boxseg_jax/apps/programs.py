@@ -147,7 +147,8 @@ def write_onnx(network: Network, path: Path) -> None:
 
 
 def _serving(network, depthwise_way):
-  return make_serving_fn(in_float32(network).model, depthwise_way=depthwise_way)
+  weights = network.settings.class_weights
+  return make_serving_fn(in_float32(network).model, weights, depthwise_way=depthwise_way)
 
 
 def _of_prediction(network):

@@ -74,7 +74,7 @@ def predictor_of(opened: Run, state) -> Predictor:
   """
   config = opened.config
   return Predictor(
-    make_predict_fn(opened.model),
+    make_predict_fn(opened.model, opened.settings),
     jax.device_put(jax.device_get(state.ema), jax.devices()[0]),
     canvas=tuple(config.data.canvas),
     tiles=config.eval.tiles,

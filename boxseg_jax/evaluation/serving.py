@@ -9,11 +9,12 @@ from boxseg_jax.losses import uncertainty
 from boxseg_jax.models import depthwise
 
 
-def make_serving_fn(model, *, depthwise_way: Callable) -> Callable:
+def make_serving_fn(model, class_weights, *, depthwise_way: Callable) -> Callable:
   """Binds a network to 8-bit images: `(variables, image) -> {"certainty", "probability"}`.
 
   Args:
     model: the network.
+    class_weights: [num_classes], of the loss; what the network predicts is without them.
     depthwise_way: how depthwise convolutions are computed, see `models.depthwise`.
 
   Returns:
@@ -25,9 +26,10 @@ def make_serving_fn(model, *, depthwise_way: Callable) -> Callable:
   def serve(variables, image):
     with depthwise.computing_by(depthwise_way):
       outputs = model.apply(variables, image.astype(jnp.float32) / 255, train=False)
+    logits = uncertainty.unweighted(outputs.logits, class_weights)
     return {
       "certainty": uncertainty.certainty(outputs.sigma),
-      "probability": jax.nn.softmax(uncertainty.class_logits(outputs.logits)),
+      "probability": jax.nn.softmax(uncertainty.class_logits(logits)),
     }
 
   return serve

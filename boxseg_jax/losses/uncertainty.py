@@ -49,6 +49,24 @@ def class_logits(logits):
   return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
 
 
+def unweighted(logits, class_weights):
+  """The logits of a network as they were, had the loss not weighted the classes.
+
+  A class of weight w is learned at w times its odds. Without them what a network says is a
+  probability, as in Menon et al., "Long-tail learning via logit adjustment", ICLR 2021
+  (arXiv 2007.07314).
+
+  Args:
+    logits: float32 [..., K].
+    class_weights: [num_classes], > 0, of the loss that they were learned by.
+
+  Returns:
+    float32 [..., K].
+  """
+  added = jnp.log(jnp.asarray(class_weights, jnp.float32))
+  return logits - (added if logits.shape[-1] > 1 else added[1] - added[0])
+
+
 def expected_logits(logits, sigma):
   """Logits whose softmax is the expected probability under N(logits, sigma^2).
 

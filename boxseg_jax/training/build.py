@@ -216,6 +216,6 @@ def compile_evaluators(model, settings: LossSettings, parallel: Parallel) -> Eva
     return parallel.compile(run)
 
   return Evaluators(
-    segmentation=prepared(evaluate.segmentation_sums, predict_fn=make_predict_fn(model)),
+    segmentation=prepared(evaluate.segmentation_sums, predict_fn=make_predict_fn(model, settings)),
     boxes=prepared(evaluate.box_sums, target_fn=make_target_fn(model, settings)),
   )

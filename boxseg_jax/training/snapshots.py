@@ -66,7 +66,7 @@ class Snapshots:
     self._names = tuple(training.reader.records[int(index)].image_id for index in chosen)
     self._is_box = ~self._batch["has_mask"]
     self._bootstraps = settings.bootstrap != "none"
-    predict, target = make_predict_fn(model), make_target_fn(model, settings)
+    predict, target = make_predict_fn(model, settings), make_target_fn(model, settings)
 
     def look(variables, batch, step):
       prepared = augment.prepare(batch)

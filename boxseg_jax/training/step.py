@@ -74,7 +74,11 @@ def _object_priors(batch, settings: LossSettings):
 
 
 def _seen(model, variables, batch, boxes, settings: LossSettings):
-  """(`Outputs` of the network, `_unweighted` logits of it and its teacher)."""
+  """(`Outputs` of the network, unweighted logits of it and its teacher).
+
+  Were targets made of weighted ones, the loss would weight them once more, and each round of
+  bootstrapping make objects of rare classes fatter.
+  """
   image = batch["image"]
   if settings.teacher != "boxes":
     outputs = model.apply(variables, image, train=False)
@@ -87,13 +91,8 @@ def _seen(model, variables, batch, boxes, settings: LossSettings):
 
 
 def _unweighted(logits, settings: LossSettings):
-  """Class logits [batch, height, width, num_classes] as they were, had the loss not weighted.
-
-  A class of weight w is predicted with w times its odds. Were targets made of that, the loss would
-  weight them once more, and each round of bootstrapping make objects of rare classes fatter.
-  """
-  weights = jnp.asarray(settings.class_weights, jnp.float32)
-  return uncertainty.class_logits(logits) - jnp.log(weights)
+  """`uncertainty.unweighted` logits of all classes, [batch, height, width, num_classes]."""
+  return uncertainty.class_logits(uncertainty.unweighted(logits, settings.class_weights))
 
 
 def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, strength):
@@ -176,10 +175,10 @@ def _train_outputs(model, variables, batch, boxes, settings: LossSettings):
   return outputs, updated.get("batch_stats", variables["batch_stats"])
 
 
-def _mask_overlap(logits, labels, in_mask, num_classes):
+def _mask_overlap(logits, labels, in_mask, settings: LossSettings):
   """Intersection and union [num_classes - 1] of foreground classes on mask pixels."""
-  predicted = jnp.argmax(uncertainty.class_logits(logits), axis=-1)
-  pairs = [(predicted == c, labels == c) for c in range(1, num_classes)]
+  predicted = jnp.argmax(_unweighted(logits, settings), axis=-1)
+  pairs = [(predicted == c, labels == c) for c in range(1, settings.num_classes)]
   return {
     "intersection": jnp.stack([jnp.sum(p & l & in_mask, dtype=jnp.float32) for p, l in pairs]),
     "union": jnp.stack([jnp.sum((p | l) & in_mask, dtype=jnp.float32) for p, l in pairs]),
@@ -226,7 +225,7 @@ def make_loss(model, settings: LossSettings) -> Callable:
         prior=_object_priors(first, settings),
       )
       total += sums["loss_teacher"]
-    sums |= _mask_overlap(outputs.logits, labels, in_mask, settings.num_classes)
+    sums |= _mask_overlap(outputs.logits, labels, in_mask, settings)
     return total, (sums, batch_stats)
 
   return loss
@@ -314,11 +313,12 @@ def make_train_step(
   return train_step
 
 
-def make_predict_fn(model) -> Callable:
+def make_predict_fn(model, settings: LossSettings) -> Callable:
   """`(variables, batch) -> (logits, sigma)`, for evaluation and use.
 
   Args:
     model: the network.
+    settings: of the loss, whose class weights are taken off.
 
   Returns:
     A pure function of the moving average {"params", "batch_stats"}; batch as from
@@ -328,7 +328,7 @@ def make_predict_fn(model) -> Callable:
 
   def predict(variables, batch):
     outputs = model.apply(variables, batch["image"], train=False)
-    return outputs.logits, outputs.sigma
+    return uncertainty.unweighted(outputs.logits, settings.class_weights), outputs.sigma
 
   return predict
 
