@@ -256,6 +256,8 @@ def steps(count, pipeline, folder):
 
 def _trained(workdir, count, pipeline, *, counted):
   """Samples of a training."""
+  if workdir.exists():
+    sys.exit(f"{workdir} holds an earlier run, whose steps are over: give another --folder")
   progress, log = _Tail(workdir / "metrics.jsonl").step, workdir.with_suffix(".log")
   args = _training(workdir, count, pipeline)
   status, samples = watch(_PROGRAM, args, progress, log=log, counted=counted)

@@ -82,6 +82,11 @@ class TestTheSoak:
     counts = np.array([10, 20, 40])
     assert soak["_exponent"](counts, 3.0 * counts**2) == pytest.approx(2.0)
 
+  def test_a_run_is_not_measured_again(self, tmp_path):
+    (tmp_path / "counted-numpy").mkdir()
+    with pytest.raises(SystemExit, match="counted-numpy holds an earlier run"):
+      soak["steps"](100, "numpy", tmp_path)
+
   def test_only_whole_lines_of_the_log_count(self, tmp_path):
     tail = soak["_Tail"](tmp_path / "metrics.jsonl")
     assert tail.step() == 0
