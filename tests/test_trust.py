@@ -437,7 +437,7 @@ def _changes():
     yield ("loss",), value
   for name, value in (("extra", 1), ("num_classes", 99), ("mask_images", "2"), ("teacher", 5)):
     yield ("loss", name), value
-  for value in (None, [1], "1111", [float("nan")] * 4, [[1, 2]] * 4):
+  for value in (None, [1], "1111", [float("nan")] * 4, [[1, 2]] * 4, [1, 1, 0, 1], [1, -1, 1, 1]):
     yield ("loss", "class_weights"), value
   for value in (5, {}, {"fill_bands": 1, "mean_masks": 1}, {"fill_bands": [], "mean_masks": []}):
     yield ("loss", "box_priors"), value

@@ -240,8 +240,8 @@ def _settings(given: dict, num_classes: int) -> LossSettings:
         raise InputError(f"its {name} are no shares of {shape}")
     loss["box_priors"] = priors
   weights = np.asarray(loss["class_weights"], np.float64)
-  if weights.shape != (num_classes,) or not np.isfinite(weights).all():
-    raise InputError(f"its class_weights are no {num_classes} numbers")
+  if weights.shape != (num_classes,) or not ((weights > 0) & np.isfinite(weights)).all():
+    raise InputError(f"its class_weights are no {num_classes} numbers above 0")
   settings = LossSettings(**loss)._replace(class_weights=tuple(weights.tolist()))
   for name, kind in LossSettings.__annotations__.items():
     if kind in (int, str) and type(getattr(settings, name)) is not kind:
