@@ -23,10 +23,10 @@ def setting(seed=0, offset=0.0):
   return variables, x, rng.normal(0, 1, x.shape).astype(np.float32)
 
 
-def both(dtype=jnp.float32, axis_name=None):
+def both(dtype=jnp.float32, axis_name=None, act=None):
   """(ours, flax's) as functions of (variables, x, train) -> (y, new batch_stats)."""
   options = CONSTANTS | {"dtype": dtype, "axis_name": axis_name}
-  ours, theirs = BatchNorm(**options), nn.BatchNorm(**options)
+  ours, theirs = BatchNorm(**options, act=act), nn.BatchNorm(**options)
 
   def apply_ours(variables, x, train):
     y, new = ours.apply(variables, x, train, mutable=["batch_stats"])
@@ -35,7 +35,7 @@ def both(dtype=jnp.float32, axis_name=None):
   def apply_theirs(variables, x, train):
     average = {"use_running_average": not train}
     y, new = theirs.apply(variables, x, mutable=["batch_stats"], **average)
-    return y, new["batch_stats"]
+    return act(y) if act else y, new["batch_stats"]
 
   return apply_ours, apply_theirs
 
@@ -58,7 +58,12 @@ def test_has_the_variables_of_flax():
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
-def test_result_statistics_and_gradients(train, dtype, tolerance, offset):
+@pytest.mark.parametrize("act", [None, nn.relu, nn.relu6])
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_result_statistics_and_gradients(
+  backend, act, dtype, tolerance, train, offset, monkeypatch
+):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)  # which chooses how sums are taken
   variables, x, direction = setting(offset=offset)
 
   def outcome(apply):
@@ -72,7 +77,7 @@ def test_result_statistics_and_gradients(train, dtype, tolerance, offset):
     return outputs, gradients
 
   # Squares of what lies far from 0 lose digits, on both sides.
-  assert_near(*map(outcome, both(dtype)), tolerance * (1 + offset))
+  assert_near(*map(outcome, both(dtype, act=act)), tolerance * (1 + offset))
 
 
 def test_over_devices():

@@ -31,6 +31,12 @@ def count(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def with_gradients(function, *arguments):
+  """[value, gradients of its sum weighted by no two alike]."""
+  value, pull = jax.vjp(function, *arguments)
+  return [value, *pull(jnp.cos(jnp.arange(value.size, dtype=value.dtype)).reshape(value.shape))]
+
+
 def init_shapes(module, shape=ODD):
   image = jnp.zeros(shape)
   return jax.eval_shape(lambda: module.init(jax.random.key(0), image, train=False))
@@ -257,11 +263,47 @@ def test_dilation_computes_the_strided_features_at_more_places(monkeypatch, dept
   np.testing.assert_allclose(fine[4][:, ::4, ::4], coarse[4], atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(8, 11), (9, 6)])
+@pytest.mark.parametrize("size", [(8, 11), (9, 6), (1, 2), (3, 1)])
 def test_max_pool_is_the_windowed_one(size):
   x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *size, 3)), jnp.float32)
-  window = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-  np.testing.assert_array_equal(resnet.max_pool(x), window)
+
+  def window(x):
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+  for mine, theirs in zip(
+    *(with_gradients(by, x) for by in (resnet.max_pool, window)), strict=True
+  ):
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(8, 11), (9, 6), (2, 3)])
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_the_stem_is_the_same_convolution_everywhere(backend, size, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  x = random_image((2, *size, 3))
+  kernel = jnp.asarray(np.random.default_rng(1).standard_normal((7, 7, 3, 5)), jnp.float32)
+  options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+  def along(by):
+    return with_gradients(lambda x, k: by(x, k, (2, 2), [(3, 3)] * 2, **options), x, kernel)
+
+  ways = (resnet.convolve_stem, jax.lax.conv_general_dilated)
+  for mine, theirs in zip(*map(along, ways), strict=True):
+    np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(10, 12), (5, 4), (15, 4), (7, 9)])
+@pytest.mark.parametrize(("backend", "channels"), [("cpu", 20), ("gpu", 20), ("gpu", 2)])
+def test_resizing_is_that_of_jax(backend, channels, size, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  x = random_image((2, 5, 4, channels))
+
+  def theirs(x):
+    return jax.image.resize(x, (2, *size, channels), "bilinear", antialias=False)
+
+  ways = (lambda x: layers.resize(x, size), theirs)
+  for mine, other in zip(*(with_gradients(by, x) for by in ways), strict=True):
+    np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -282,11 +324,7 @@ def test_depthwise_ways_agree_in_value_and_gradient(side, stride, size):
   kernel = jnp.asarray(random.standard_normal((side, side, 1, 6)), jnp.float32)
 
   def both(way):
-    def pulled(x, kernel):
-      value, pull = jax.vjp(lambda x, kernel: way(x, kernel, stride), x, kernel)
-      return value, pull(jnp.cos(jnp.arange(value.size, dtype=jnp.float32)).reshape(value.shape))
-
-    return jax.jit(pulled)(x, kernel)
+    return jax.jit(lambda x, k: with_gradients(lambda x, k: way(x, k, stride), x, k))(x, kernel)
 
   by_taps, by_conv = both(depthwise.depthwise_by_taps), both(depthwise.depthwise_by_conv)
   for mine, theirs in zip(jax.tree.leaves(by_taps), jax.tree.leaves(by_conv), strict=True):

@@ -42,9 +42,9 @@ class InvertedResidual(nn.Module):
     y = x
     if wide:
       y = convolution(x.shape[-1] * self.expansion, self.style, kernel=(1, 1), name="conv_pw")(x)
-      y = nn.relu6(normalise(y, self.style, train, name="bn1"))
+      y = normalise(y, self.style, train, act=nn.relu6, name="bn1")
     y = DepthwiseConv(self.kernel, self.stride, self.style.dtype, name="conv_dw")(y)
-    y = nn.relu6(normalise(y, self.style, train, name="bn2" if wide else "bn1"))
+    y = normalise(y, self.style, train, act=nn.relu6, name="bn2" if wide else "bn1")
     narrow = "conv_pwl" if wide else "conv_pw"
     y = convolution(self.features, self.style, kernel=(1, 1), name=narrow)(y)
     y = normalise(y, self.style, train, name="bn3" if wide else "bn2")
@@ -60,7 +60,7 @@ class EfficientNetLite0(nn.Module):
   def __call__(self, x, train: bool):
     """Maps [batch, height, width, 3] to features at strides 2, 4, 8, 16, 32, finest first."""
     x = convolution(32, self.style, stride=2, padding="SAME", name="conv_stem")(x)
-    x = nn.relu6(normalise(x, self.style, train, name="bn1"))
+    x = normalise(x, self.style, train, act=nn.relu6, name="bn1")
     features = []
     for stage, (kernel, stride, expansion, channels, blocks) in enumerate(STAGES):
       for block in range(blocks):

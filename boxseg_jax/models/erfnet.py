@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from boxseg_jax.models.kernel_gradient import convolve_dilated
 from boxseg_jax.models.layers import Style, blocks_of_four, convolution, kernel_init, normalise
 
 # Along one axis: which tap of a transposed convolution's kernel reaches each of a pixel's two
@@ -33,7 +34,7 @@ class Downsampler(nn.Module):
     """Maps [batch, height, width, in] to [batch, ceil(height / 2), ..., features]."""
     filtered = convolution(self.features - x.shape[-1], self.style, stride=2, name="conv")(x)
     x = jnp.concatenate([filtered, blocks_of_four(x).max((2, 4))], axis=-1)
-    return nn.relu(normalise(x, self.style, train, name="norm"))
+    return normalise(x, self.style, train, act=nn.relu, name="norm")
 
 
 class NonBottleneck1D(nn.Module):
@@ -51,6 +52,8 @@ class NonBottleneck1D(nn.Module):
 
   def _pair(self, x, dilation, train, name):
     convolve = partial(nn.Conv, x.shape[-1], dtype=self.style.dtype, kernel_init=kernel_init)
+    if dilation > 1:
+      convolve = partial(convolve, conv_general_dilated=convolve_dilated)
     down, across = (dilation, 1), (1, dilation)
     x = nn.relu(convolve((3, 1), kernel_dilation=down, name=f"conv3x1_{name}")(x))
     x = convolve((1, 3), kernel_dilation=across, use_bias=False, name=f"conv1x3_{name}")(x)
@@ -99,7 +102,7 @@ class Upsampler(nn.Module):
     shape = (self.kernel, self.kernel, x.shape[-1], self.features)
     kernel = self.param("kernel", kernel_init, shape).astype(self.style.dtype)
     x = transposed_convolution(x, kernel)[:, : size[0], : size[1]]
-    return nn.relu(normalise(x, self.style, train, name="norm"))
+    return normalise(x, self.style, train, act=nn.relu, name="norm")
 
 
 class Encoder(nn.Module):

@@ -10,10 +10,11 @@ from flax import linen as nn
 
 from boxseg_jax.batch import IMAGE_MEAN
 from boxseg_jax.models.batch_norm import BatchNorm
-from boxseg_jax.models.kernel_gradient import convolve, multiply
+from boxseg_jax.models.kernel_gradient import convolve, convolve_dilated, multiply
 
 IMAGE_STD = (0.229, 0.224, 0.225)
 BATCH_NORM_MOMENTUM = 0.9
+_FEW_CHANNELS = 16
 
 kernel_init = nn.initializers.he_normal()
 
@@ -41,8 +42,8 @@ def group_count(channels: int) -> int:
   return max(fitting, default=1)
 
 
-def normalise(x, style: Style, train: bool, *, name: str):
-  """Batch or group normalisation, for use inside a compact module.
+def normalise(x, style: Style, train: bool, *, act=None, name: str):
+  """Batch or group normalisation and an activation, for use inside a compact module.
 
   Group normalisation keeps no running statistics, so a network that uses it has no
   `batch_stats` and behaves alike in training and prediction.
@@ -51,6 +52,7 @@ def normalise(x, style: Style, train: bool, *, name: str):
     x: [batch, height, width, channels].
     style: chooses the kind and its constants.
     train: batch normalisation by the batch's statistics instead of the running ones.
+    act: elementwise function; None: none.
     name: of the submodule that holds scale, bias and statistics.
 
   Returns:
@@ -58,9 +60,10 @@ def normalise(x, style: Style, train: bool, *, name: str):
   """
   if style.norm == "group":
     groups = group_count(x.shape[-1])
-    return nn.GroupNorm(groups, epsilon=style.epsilon, dtype=style.dtype, name=name)(x)
-  norm = BatchNorm(BATCH_NORM_MOMENTUM, style.epsilon, style.dtype, style.axis_name, name=name)
-  return norm(x, train)
+    x = nn.GroupNorm(groups, epsilon=style.epsilon, dtype=style.dtype, name=name)(x)
+    return act(x) if act else x
+  constants = BATCH_NORM_MOMENTUM, style.epsilon, style.dtype, style.axis_name
+  return BatchNorm(*constants, act, name=name)(x, train)
 
 
 class Pointwise(nn.Module):
@@ -89,6 +92,7 @@ def convolution(
   stride: int = 1,
   dilation: tuple[int, int] = (1, 1),
   padding: str = "symmetric",
+  by: Callable[..., jax.Array] | None = None,
   name: str,
 ) -> nn.Module:
   """A convolution without bias, of which ceil(size / stride) remains; the caller applies it.
@@ -100,6 +104,7 @@ def convolution(
     stride: in both directions.
     dilation: (vertical, horizontal) distance between taps.
     padding: "symmetric", PyTorch's habit, or "SAME", TensorFlow's: the odd cell at the end.
+    by: `nn.Conv`'s conv_general_dilated; None: the backend's faster way.
     name: of the submodule.
   """
   if kernel == (1, 1):
@@ -108,7 +113,10 @@ def convolution(
   if padding == "symmetric":
     halves = [(k - 1) // 2 * d for k, d in zip(kernel, dilation, strict=True)]
     cells = [(half, half) for half in halves]
-  plain = kernel == (3, 3) and stride == 1 and dilation == (1, 1)
+  if stride == 1 and dilation != (1, 1):
+    by = convolve_dilated
+  elif stride == 1 and kernel == (3, 3):
+    by = convolve
   return nn.Conv(
     features,
     kernel,
@@ -118,7 +126,7 @@ def convolution(
     use_bias=False,
     dtype=style.dtype,
     kernel_init=kernel_init,
-    conv_general_dilated=convolve if plain else None,
+    conv_general_dilated=by,
     name=name,
   )
 
@@ -144,7 +152,7 @@ class ConvNormAct(nn.Module):
       dilation=self.dilation,
       name="conv",
     )(x)
-    return self.act(normalise(x, self.style, train, name="norm"))
+    return normalise(x, self.style, train, act=self.act, name="norm")
 
 
 def standardise_image(image, dtype):
@@ -170,7 +178,29 @@ def resize(x, size: tuple[int, int]):
   """Bilinear interpolation of [batch, height, width, channels] to `size` = (height, width)."""
   if x.shape[1:3] == tuple(size):
     return x
+  # JAX interpolates by matrix products with one weight for each pair of rows, which pays only for
+  # many channels on matrix units.
+  whole = not any(large % small for small, large in zip(x.shape[1:3], size, strict=True))
+  if whole and (jax.default_backend() == "cpu" or x.shape[-1] <= _FEW_CHANNELS):
+    y = x.astype(jnp.float32)
+    for axis, length in zip((1, 2), size, strict=True):
+      y = _multiply_length(y, axis, length // x.shape[axis])
+    return y.astype(x.dtype)
   return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=False)
+
+
+def _multiply_length(x, axis: int, times: int):
+  """Linear interpolation along one axis; pixels are areas, beyond a border's middle it is alone."""
+  length = x.shape[axis]
+  first, last = (jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (0, length - 1))
+  before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, length - 1, axis=axis)], axis)
+  after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, length, axis=axis), last], axis)
+  parts = []
+  for i in range(times):
+    offset = (i + 0.5) / times - 0.5  # from the middle of the pixel that it lies in
+    parts.append((1 - abs(offset)) * x + abs(offset) * (before if offset < 0 else after))
+  shape = *x.shape[:axis], length * times, *x.shape[axis + 1 :]
+  return jnp.stack(parts, axis + 1).reshape(shape)
 
 
 def blocks_of_four(x):

@@ -5,8 +5,10 @@ He et al., "Deep residual learning for image recognition", CVPR 2016 (arXiv 1512
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from boxseg_jax.errors import InputError
 from boxseg_jax.models.layers import Style, convolution, normalise
@@ -30,7 +32,7 @@ class Basic(nn.Module):
     """Maps [batch, height, width, in] to [batch, ceil(height / stride), ..., width]."""
     before, after = ((dilation, dilation) for dilation in self.dilations)
     y = convolution(self.width, self.style, stride=self.stride, dilation=before, name="conv1")(x)
-    y = nn.relu(normalise(y, self.style, train, name="bn1"))
+    y = normalise(y, self.style, train, act=nn.relu, name="bn1")
     y = convolution(self.width, self.style, dilation=after, name="conv2")(y)
     y = normalise(y, self.style, train, name="bn2")
     return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.style, train))
@@ -51,9 +53,9 @@ class Bottleneck(nn.Module):
     strides = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
     dilation = (self.dilations[self.stride_in_1x1],) * 2
     y = convolution(self.width, self.style, kernel=(1, 1), stride=strides[0], name="conv1")(x)
-    y = nn.relu(normalise(y, self.style, train, name="bn1"))
+    y = normalise(y, self.style, train, act=nn.relu, name="bn1")
     y = convolution(self.width, self.style, stride=strides[1], dilation=dilation, name="conv2")(y)
-    y = nn.relu(normalise(y, self.style, train, name="bn2"))
+    y = normalise(y, self.style, train, act=nn.relu, name="bn2")
     y = convolution(4 * self.width, self.style, kernel=(1, 1), name="conv3")(y)
     y = normalise(y, self.style, train, name="bn3")
     return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.style, train))
@@ -67,19 +69,63 @@ def shortcut(x, features: int, stride: int, style: Style, train: bool):
   return normalise(x, style, train, name="downsample_1")
 
 
+def convolve_stem(x, kernel, strides, padding, **options):
+  """`jax.lax.conv_general_dilated`, for `nn.Conv`'s argument of that name; of the first layer only.
+
+  On GPUs 2x2 blocks of pixels become pixels of four times the channels, which no longer are too few
+  for the matrix units: half the time there.
+
+  Args:
+    x: [batch, height, width, 3].
+    kernel: [7, 7, 3, out], of the same dtype.
+    strides: (2, 2).
+    padding: ((3, 3), (3, 3)).
+    **options: what `nn.Conv` passes on besides, at its defaults.
+
+  Returns:
+    [batch, ceil(height / 2), ceil(width / 2), out].
+  """
+  if jax.default_backend() == "gpu":
+    return convolve_blocks(x, kernel)
+  return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def convolve_blocks(x, kernel):
+  """The 7x7 convolution at stride 2 as a 4x4 one of 2x2 blocks; arguments as `convolve_stem`."""
+  batch, height, width, channels = x.shape
+  x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+  blocks = x.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels)
+  blocks = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(*blocks.shape[:2], -1, 4 * channels)
+  # Window i reaches from three pixels before 2 i, the middle of four blocks, to three after it.
+  kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, channels, -1)
+  kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * channels, -1)
+  layout = ("NHWC", "HWIO", "NHWC")
+  return lax.conv_general_dilated(blocks, kernel, (1, 1), [(2, 1)] * 2, dimension_numbers=layout)
+
+
 def max_pool(x):
   """Maximum over 3x3 windows at stride 2, padded on both sides.
 
-  Written as maxima of strided slices: the gradient of a pooling window is a scatter, which is
-  slow on CPUs.
+  Written as maxima of every second row and column: the gradient of a pooling window is a scatter,
+  which is slow on CPUs.
   """
-  rows, columns = (-(-size // 2) * 2 - 1 for size in x.shape[1:3])
-  # The border is repeated, which no maximum notices: each window holds the pixel that is repeated.
-  # As padding, it could not be exported to ONNX for any number of images.
-  x = jnp.concatenate([x[:, :1], x, x[:, -1:]], axis=1)
-  x = jnp.concatenate([x[:, :, :1], x, x[:, :, -1:]], axis=2)
-  x = jnp.maximum(jnp.maximum(x[:, :, 0:columns:2], x[:, :, 1 : columns + 1 : 2]), x[:, :, 2::2])
-  return jnp.maximum(jnp.maximum(x[:, 0:rows:2], x[:, 1 : rows + 1 : 2]), x[:, 2::2])
+  return _max_along(_max_along(x, 1), 2)
+
+
+def _max_along(x, axis: int):
+  """Maximum of every second row or column and its neighbours."""
+  if x.shape[axis] == 1:
+    return x
+  even, odd = (lax.slice_in_dim(x, first, None, 2, axis) for first in (0, 1))
+  count = even.shape[axis]
+  # A place beyond the border holds one of its window once more, which no maximum notices. As
+  # padding, it could not be exported to ONNX for any number of images.
+  before, after = lax.slice_in_dim(even, 0, 1, axis=axis), odd
+  if count > 1:
+    before = jnp.concatenate([before, lax.slice_in_dim(odd, 0, count - 1, axis=axis)], axis)
+  if odd.shape[axis] < count:
+    after = jnp.concatenate([odd, lax.slice_in_dim(even, count - 1, count, axis=axis)], axis)
+  return jnp.maximum(jnp.maximum(before, even), after)
 
 
 def strides_and_dilations(output_stride: int) -> list[tuple[int, tuple[int, int]]]:
@@ -121,8 +167,8 @@ class ResNet(nn.Module):
 
     Their strides are 2, 4, 8, 16 and 32, none above `output_stride`.
     """
-    x = convolution(64, self.style, kernel=(7, 7), stride=2, name="conv1")(x)
-    features = [nn.relu(normalise(x, self.style, train, name="bn1"))]
+    x = convolution(64, self.style, kernel=(7, 7), stride=2, by=convolve_stem, name="conv1")(x)
+    features = [normalise(x, self.style, train, act=nn.relu, name="bn1")]
     x = max_pool(features[0])
     for stage, (stride, dilations) in enumerate(strides_and_dilations(self.output_stride)):
       for block in range(STAGES[self.depth][stage]):
