@@ -3,7 +3,7 @@
     python launch/scaling.py --rates 25 100 400 --images-per-chip 4
 
 Prints the tables of launch/SCALING.md, which says where the numbers come from and which of them are
-assumptions. The rates are yours to give: no accelerator has been measured yet.
+assumptions. The rates are yours to give.
 """
 
 import argparse
