@@ -66,6 +66,7 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
       snapshots.keep_targets(run.notes, 0, run.snapshots.targets(state))
     if start_step < num_steps:
       at_the_end.enter_context(origin.noted(run.notes, start_step))
+      report("Compiling the training step; on a GPU this can take minutes.")
 
     train_step = at_the_end.enter_context(run.traced_train_step(start_step))
     window = Window()
