@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from boxseg_jax.models.kernel_gradient import convolve_dilated
 from boxseg_jax.models.layers import Style, blocks_of_four, convolution, kernel_init, normalise
 
 # Along one axis: which tap of a transposed convolution's kernel reaches each of a pixel's two
@@ -52,8 +51,6 @@ class NonBottleneck1D(nn.Module):
 
   def _pair(self, x, dilation, train, name):
     convolve = partial(nn.Conv, x.shape[-1], dtype=self.style.dtype, kernel_init=kernel_init)
-    if dilation > 1:
-      convolve = partial(convolve, conv_general_dilated=convolve_dilated)
     down, across = (dilation, 1), (1, dilation)
     x = nn.relu(convolve((3, 1), kernel_dilation=down, name=f"conv3x1_{name}")(x))
     x = convolve((1, 3), kernel_dilation=across, use_bias=False, name=f"conv1x3_{name}")(x)
