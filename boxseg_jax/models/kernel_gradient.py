@@ -3,7 +3,7 @@
 XLA computes the gradient of a kernel as a convolution with an image-sized kernel, which on CPUs
 runs at a fifth to a half of the speed of the convolution itself. Here it is a sum of matrix
 products over bands of rows that stay in the cache. On GPUs and TPUs XLA's own is the right one, but
-on GPUs that of a dilated kernel, which took five times as long as that of a plain one of its size:
+for dilated kernels on GPUs, where it took most of a layer's time (launch/results/gpu-profile.md):
 here it is that of a plain one.
 """
 

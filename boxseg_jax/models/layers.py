@@ -14,6 +14,7 @@ from boxseg_jax.models.kernel_gradient import convolve, convolve_dilated, multip
 
 IMAGE_STD = (0.229, 0.224, 0.225)
 BATCH_NORM_MOMENTUM = 0.9
+# Between 4, where sums interpolate faster on an H100, and 256, where matrix products do.
 _FEW_CHANNELS = 16
 
 kernel_init = nn.initializers.he_normal()
