@@ -35,9 +35,13 @@ def convolve(x, kernel, strides, padding, **options):
   return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-def _plain(x, kernel):
+def _plain(x, kernel, dilation=(1, 1)):
+  """XLA's convolution with taps `dilation` apart, zeros around the image."""
+  taps = zip(kernel.shape[:2], dilation, strict=True)
+  halves = [(count // 2 * rate, count // 2 * rate) for count, rate in taps]
+  layout = ("NHWC", "HWIO", "NHWC")
   return lax.conv_general_dilated(
-    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    x, kernel, (1, 1), halves, rhs_dilation=dilation, dimension_numbers=layout
   )
 
 
@@ -126,16 +130,6 @@ def convolve_dilated(x, kernel, strides, padding, *, rhs_dilation, **options):
   return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-def _at_distance(x, kernel, dilation):
-  """Convolution with taps `dilation` apart, zeros around the image."""
-  taps = zip(kernel.shape[:2], dilation, strict=True)
-  halves = [(count // 2 * rate, count // 2 * rate) for count, rate in taps]
-  layout = ("NHWC", "HWIO", "NHWC")
-  return lax.conv_general_dilated(
-    x, kernel, (1, 1), halves, rhs_dilation=dilation, dimension_numbers=layout
-  )
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve_phases(x, kernel, dilation: tuple[int, int]):
   """The dilated convolution; its kernel's gradient is that of a plain one, see `phases`.
@@ -148,18 +142,18 @@ def convolve_phases(x, kernel, dilation: tuple[int, int]):
   Returns:
     [batch, height, width, out].
   """
-  return _at_distance(x, kernel, dilation)
+  return _plain(x, kernel, dilation)
 
 
 def _forward_phases(x, kernel, dilation):
-  return _at_distance(x, kernel, dilation), (x, kernel)
+  return _plain(x, kernel, dilation), (x, kernel)
 
 
 def _backward_phases(dilation, saved, gradient):
   x, kernel = saved
-  to_x = jax.vjp(lambda x: _at_distance(x, kernel, dilation), x)[1](gradient)[0]
+  to_x = jax.vjp(lambda x: _plain(x, kernel, dilation), x)[1](gradient)[0]
   seen = phases(x, dilation)
-  of_kernel = jax.vjp(lambda kernel: _at_distance(seen, kernel, (1, 1)), kernel)[1]
+  of_kernel = jax.vjp(lambda kernel: _plain(seen, kernel), kernel)[1]
   return to_x, of_kernel(phases(gradient, dilation))[0]
 
 

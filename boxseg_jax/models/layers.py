@@ -43,7 +43,9 @@ def group_count(channels: int) -> int:
   return max(fitting, default=1)
 
 
-def normalise(x, style: Style, train: bool, *, act=None, name: str):
+def normalise(
+  x, style: Style, train: bool, *, act: Callable[[jax.Array], jax.Array] | None = None, name: str
+):
   """Batch or group normalisation and an activation, for use inside a compact module.
 
   Group normalisation keeps no running statistics, so a network that uses it has no
@@ -114,10 +116,11 @@ def convolution(
   if padding == "symmetric":
     halves = [(k - 1) // 2 * d for k, d in zip(kernel, dilation, strict=True)]
     cells = [(half, half) for half in halves]
-  if stride == 1 and dilation != (1, 1):
-    by = convolve_dilated
-  elif stride == 1 and kernel == (3, 3):
-    by = convolve
+  if by is None and stride == 1:
+    if dilation != (1, 1):
+      by = convolve_dilated
+    elif kernel == (3, 3):
+      by = convolve
   return nn.Conv(
     features,
     kernel,
