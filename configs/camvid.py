@@ -5,7 +5,7 @@ r"""CamVid, vehicles and persons: the small stand-in for the paper's CityScapes 
 
 Index PNGs and a boxes json, `<root>/{train,val,test}/{images/,labels/,instances.json}`.
 The default is for two CPU cores (U-Net on EfficientNet-Lite0 at 240x180), `:gpu` is
-DeepLabV3+ on ResNet-50 at 480x360, `:study` compares arms at 5 % masks and with boxes alone
+DeepLabV3+ on ResNet-50 at 480x360 (`launch/results/camvid-gpu.md`), `:study` compares arms at 5 % masks and with boxes alone
 at 160x120 (--mode=study, about 10 minutes a run on one core); `:smoke` takes a few steps.
 `launch/results/camvid.md` holds the table (one seed, about 20 minutes a run on two cores,
 three arms, mask_images_per_batch 6, of an earlier form of the method) of
@@ -37,15 +37,15 @@ def get_config(variant=""):
   config.train.num_steps = 1000
   if variant == "gpu":
     config.data.canvas = (360, 480)
-    config.data.batch_size = 16
     config.eval.batch_size = 16
     config.model.name = "deeplabv3plus"
     config.model.encoder.name = "resnet50"
     config.model.encoder.weights = "../shared/weights/resnet50_v1_imagenet.safetensors"
     config.model.dtype = "bfloat16"
-    config.train.num_steps = 6000
+    config.optimizer.learning_rate = 1e-3
+    config.train.num_steps = 2000
     config.train.eval_every = 1000
-    config.train.checkpoint_every = 1000
+    config.train.checkpoint_every = 500
   if variant == "study":
     config.data.canvas = (120, 160)
     config.train.num_steps = 800
