@@ -5,8 +5,9 @@ r"""CamVid, vehicles and persons: the small stand-in for the paper's CityScapes 
 
 Index PNGs and a boxes json, `<root>/{train,val,test}/{images/,labels/,instances.json}`.
 The default is for two CPU cores (U-Net on EfficientNet-Lite0 at 240x180), `:gpu` is
-DeepLabV3+ on ResNet-50 at 480x360 (`launch/results/camvid-gpu.md`), `:study` compares arms at 5 % masks and with boxes alone
-at 160x120 (--mode=study, about 10 minutes a run on one core); `:smoke` takes a few steps.
+DeepLabV3+ on ResNet-50 at 480x360 (`launch/results/camvid-gpu.md`), `:study` compares arms
+at 5 % masks and with boxes alone at 160x120 (--mode=study, about 10 minutes a run on one
+core); `:smoke` takes a few steps.
 `launch/results/camvid.md` holds the table (one seed, about 20 minutes a run on two cores,
 three arms, mask_images_per_batch 6, of an earlier form of the method) of
 
