@@ -3,7 +3,8 @@
 #
 #   bash launch/gke.sh --name=boxseg --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/boxseg_jax \
 #     --accelerator=tpu-v5-lite-podslice --topology=4x4 --hosts=4 --chips-per-host=4 \
-#     --claim=CLAIM --workdir=/share/runs/camvid [--spot=yes] [--dry-run] -- --config=configs/camvid.py:gpu
+#     --claim=CLAIM --workdir=/share/runs/camvid [--spot=yes] [--dry-run] -- \
+#     --config=configs/camvid.py:gpu --config.data.batch_size=16
 #
 # --claim is a persistent volume claim that all pods can write to (ReadWriteMany), seen as /share;
 # --image was made with launch/Dockerfile. Accelerators and topologies:

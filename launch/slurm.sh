@@ -2,7 +2,8 @@
 # Trains on a Slurm cluster with one process per GPU, from the root of a clone on a disk that all
 # nodes see, with the package in .venv (bash -c '. launch/venv.sh && install "[cuda]"'):
 #
-#   sbatch --nodes=2 --time=12:00:00 launch/slurm.sh --workdir=runs/camvid -- --config=configs/camvid.py:gpu
+#   sbatch --nodes=2 --time=12:00:00 launch/slurm.sh --workdir=runs/camvid -- \
+#     --config=configs/camvid.py:gpu --config.data.batch_size=16
 #
 # Three minutes before its time is over, and when it is preempted, the training writes a checkpoint
 # and ends; the job is then queued again, until the training is done. All #SBATCH lines can be

@@ -6,7 +6,7 @@
 #   bash launch/tpu.sh --name=boxseg --zone=us-west4-a --type=v5litepod-16 \
 #     --runtime=v2-alpha-tpuv5-lite --workdir=/mnt/share/runs/camvid \
 #     --prepare='sudo mkdir -p /mnt/share && sudo mount 10.0.0.2:/share /mnt/share' \
-#     [--dry-run] -- --config=configs/camvid.py:gpu
+#     [--dry-run] -- --config=configs/camvid.py:gpu --config.data.batch_size=16
 #
 # --workdir is on storage that outlives the VMs and that all of them see; --prepare is run on each
 # VM before the training, for instance to mount it. Started again, this goes on with the TPU of that
