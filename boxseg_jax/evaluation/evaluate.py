@@ -16,7 +16,7 @@ import numpy as np
 from boxseg_jax.batch import VOID, Batch
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import metrics
-from boxseg_jax.evaluation.resize import in_strips
+from boxseg_jax.evaluation.resize import highest, in_strips
 from boxseg_jax.losses import uncertainty
 
 Sums = dict[str, jax.Array]
@@ -50,10 +50,11 @@ def segmentation_sums(
     examples (`valid` False) count nowhere.
   """
   logits, _ = predict_fn(state, batch)
+  logits = uncertainty.class_logits(logits)
   labels = _valid_labels(batch["full_labels"], batch["valid"])
 
   def compare(logits, labels):
-    return metrics.confusion(most_likely_class(logits), labels, num_classes)
+    return metrics.confusion(highest(logits), labels, num_classes)
 
   _, height, width = labels.shape
   full = (height, width)

@@ -18,7 +18,7 @@ from boxseg_jax.data import examples, feed
 from boxseg_jax.data.photos import Photo
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import tiles as tiling
-from boxseg_jax.evaluation.resize import in_strips, joined
+from boxseg_jax.evaluation.resize import highest, in_strips, joined
 from boxseg_jax.losses import uncertainty
 
 _MOST_PIXELS = 1 << 26  # of the photos of one batch
@@ -184,12 +184,13 @@ def _at_own_size(predict_fn, state, images, extents, sizes, *, full_shape, use):
 
 
 def _keep(scores) -> Scores:
-  return Scores(scores[..., :-1], scores[..., -1])
+  logits: Any = jnp.moveaxis(scores[:, :-1], 1, -1)
+  return Scores(logits, scores[:, -1])
 
 
 def _decide(scores) -> Decision:
-  classes: Any = jnp.argmax(scores[..., :-1], axis=-1).astype(jnp.uint8)
-  return Decision(classes, _in_255ths(uncertainty.certainty(scores[..., -1])))
+  classes: Any = highest(scores[:, :-1]).astype(jnp.uint8)
+  return Decision(classes, _in_255ths(uncertainty.certainty(scores[:, -1])))
 
 
 def _in_255ths(share):
