@@ -9,11 +9,13 @@ unstacked pytree for both, so checkpoints do not care.
 
 import collections
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -130,6 +132,28 @@ class StopRequest:
     return self._requested
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """A step over all devices, and what it is given along with each state and batch.
+
+  Attributes:
+    run: of `jax.jit` or `jax.pmap`, or what is compiled of it: `(state, batch, *constants) ->
+      outputs`.
+    constants: pytrees on all devices.
+  """
+
+  run: Any
+  constants: tuple[Any, ...]
+
+  def __call__(self, state, batch):
+    """The outputs for a state and a batch."""
+    return self.run(state, batch, *self.constants)
+
+  def lower(self, state, batch) -> jax.stages.Lowered:
+    """The program for a state and a batch, before it is compiled."""
+    return self.run.lower(state, batch, *self.constants)
+
+
 class Parallel:
   """Runs per-device functions on all devices."""
 
@@ -165,12 +189,16 @@ class Parallel:
         + (f" with {accumulate} micro-batches each" if accumulate > 1 else "")
       )
 
-  def compile(self, step: Callable, *, donate_state: bool = False) -> Callable:
+  def compile(
+    self, step: Callable, *, constants: tuple[Any, ...] = (), donate_state: bool = False
+  ) -> Step:
     """The step over all devices.
 
     Args:
-      step: pure `(state, batch) -> outputs` over the axis `AXIS`; its outputs must be
-        equal on all devices (summed with psum or computed from such sums).
+      step: pure `(state, batch, *constants) -> outputs` over the axis `AXIS`; its outputs must
+        be equal on all devices (summed with psum or computed from such sums).
+      constants: pytrees of arrays. The program does not depend on their values, so that runs which
+        differ in nothing else take it from the compilation cache.
       donate_state: reuse the state's buffers; the old state is gone after the call.
 
     Returns:
@@ -178,25 +206,27 @@ class Parallel:
       outputs are replicated.
     """
     donate = (0,) if donate_state else ()
+    constants = self.replicate(constants)
     if self.kind == "pmap":
-      return jax.pmap(
+      mapped = jax.pmap(
         step,
         axis_name=AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, 0, *[None for _ in constants]),
         out_axes=None,
         devices=self.devices,
         donate_argnums=donate,
       )
+      return Step(mapped, constants)
     sharded = jax.shard_map(
       step,
       mesh=self.mesh,
-      in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+      in_specs=(PartitionSpec(), PartitionSpec(AXIS), *[PartitionSpec() for _ in constants]),
       out_specs=PartitionSpec(),
       # Sums are written out in the step, as pmap needs them: the automatic ones
       # of the checked mode would count gradients twice.
       check_vma=False,
     )
-    return jax.jit(sharded, donate_argnums=donate)
+    return Step(jax.jit(sharded, donate_argnums=donate), constants)
 
   def whole(self, tree):
     """Outputs of `compile` as arrays over all devices: pmap gives each process its own."""

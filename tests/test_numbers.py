@@ -476,7 +476,7 @@ def train_scenes(dtype, rounding_seed=None):
     partial(augment.augment, geometry=augment.Geometry((0.8, 1.25))),
     scenes()[1],
     ema_decay=0.9,
-    seed=0,
+    key=jax.random.key(0),
     accumulate=1,
     axis_name=AXIS,
   )

@@ -62,6 +62,27 @@ def assert_same_bits(one, other):
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def programs(config, workdir):
+  """What XLA is given for a training step and for the evaluation of boxes."""
+  run = Run(config, workdir, report=lambda line: None)
+  state, batch = run.first_state(), next(iter(run.batches(0)))
+  known = training_set.evaluation_batches(run.training.known_box_images, config, run.parallel)
+  boxes = build.compile_evaluators(run.model, run.settings, run.parallel).boxes
+  lowered = (
+    run.train_step().lower(state, batch),
+    boxes.lower(state, run.parallel.put_batch(next(iter(known)))),
+  )
+  return [one.as_text() for one in lowered], run.settings.box_priors
+
+
+def test_seeds_share_their_programs(tmp_path):
+  """Other images, other priors: a study compiles anew for none of its seeds."""
+  one, priors = programs(small(), tmp_path / "0")
+  other, other_priors = programs(small(seed=1, data__split_seed=1), tmp_path / "1")
+  assert priors != other_priors
+  assert one == other
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   """(configuration, workdir, results, lines of the report) of a run that nothing interrupted."""

@@ -91,7 +91,7 @@ def a_step(model, *, clip_norm=0.0, accumulate=1, **changes):
     partial(augment.augment, geometry=augment.Geometry(), photometry=augment.Photometry()),
     settings(**changes),
     ema_decay=0.9,
-    seed=3,
+    key=jax.random.key(3),
     accumulate=accumulate,
     axis_name=AXIS,
   )
@@ -215,7 +215,7 @@ def test_each_example_has_a_key_of_its_position():
     parallel = Parallel("jit", jax.devices()[:devices])
 
     def step(state, batch):
-      own = jax.random.key_data(example_keys(7, state, batch["x"].shape[0], AXIS))
+      own = jax.random.key_data(example_keys(jax.random.key(7), state, batch["x"].shape[0], AXIS))
       return jax.lax.all_gather(own, AXIS, tiled=True)
 
     return np.asarray(parallel.compile(step)(5, parallel.put_batch({"x": np.zeros(8)})))

@@ -1,7 +1,7 @@
 """What objects look like in their boxes, as the masks show it: how full, and where."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,14 @@ def box_priors(mask_records: Sequence[Record], num_classes: int) -> BoxPriors:
   together = _band(sum(shares, []), UNKNOWN)
   bands = tuple(_band(of_class, together) for of_class in shares)
   return BoxPriors(bands, tuple(tuple(map(tuple, mean)) for mean in (hits / seen).tolist()))
+
+
+def as_arrays(priors: BoxPriors | None) -> BoxPriors | None:
+  """The priors with arrays for fields, float32: an argument of a program, not a part of it."""
+  if priors is None:
+    return None
+  arrays: Any = [np.asarray(field, np.float32) for field in priors]
+  return BoxPriors(*arrays)
 
 
 def _regions(records):

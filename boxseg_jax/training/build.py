@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import augment, models
 from boxseg_jax import config as configuration
+from boxseg_jax.data.box_priors import as_arrays
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import evaluate
 from boxseg_jax.models import pretrained
@@ -174,18 +175,27 @@ def state_like(config: ConfigDict, model, optimizer, settings: LossSettings, par
 
 
 def compile_train_step(config: ConfigDict, model, optimizer, settings, parallel: Parallel):
-  """The training step over all devices; the state is donated."""
-  step = make_train_step(
-    model,
-    optimizer,
-    make_augment(config),
-    settings,
-    ema_decay=config.train.ema_decay,
-    seed=config.seed,
-    accumulate=config.optimizer.accumulate,
-    axis_name=AXIS,
-  )
-  return parallel.compile(step, donate_state=True)
+  """The training step over all devices; the state is donated.
+
+  Seeds of one configuration share its program: what is drawn and learned for each, the key and
+  the box priors, are arguments.
+  """
+
+  def step(state, batch, key, box_priors):
+    train_step = make_train_step(
+      model,
+      optimizer,
+      make_augment(config),
+      settings._replace(box_priors=box_priors),
+      ema_decay=config.train.ema_decay,
+      key=key,
+      accumulate=config.optimizer.accumulate,
+      axis_name=AXIS,
+    )
+    return train_step(state, batch)
+
+  constants = jax.random.key(config.seed), as_arrays(settings.box_priors)
+  return parallel.compile(step, constants=constants, donate_state=True)
 
 
 class Evaluators(NamedTuple):
@@ -202,20 +212,19 @@ class Evaluators(NamedTuple):
 
 def compile_evaluators(model, settings: LossSettings, parallel: Parallel) -> Evaluators:
   """Both evaluations over all devices."""
+  fixed: dict[str, Any] = {"num_classes": settings.num_classes, "axis_name": AXIS}
 
-  def prepared(sums_fn, **bound):
-    def run(state, batch):
-      return sums_fn(
-        state.ema,
-        augment.prepare(batch),
-        num_classes=settings.num_classes,
-        axis_name=AXIS,
-        **bound,
-      )
+  def segmentation(state, batch):
+    predict_fn = make_predict_fn(model, settings)
+    return evaluate.segmentation_sums(
+      state.ema, augment.prepare(batch), predict_fn=predict_fn, **fixed
+    )
 
-    return parallel.compile(run)
+  def boxes(state, batch, box_priors):
+    target_fn = make_target_fn(model, settings._replace(box_priors=box_priors))
+    return evaluate.box_sums(state.ema, augment.prepare(batch), target_fn=target_fn, **fixed)
 
   return Evaluators(
-    segmentation=prepared(evaluate.segmentation_sums, predict_fn=make_predict_fn(model, settings)),
-    boxes=prepared(evaluate.box_sums, target_fn=make_target_fn(model, settings)),
+    segmentation=parallel.compile(segmentation),
+    boxes=parallel.compile(boxes, constants=(as_arrays(settings.box_priors),)),
   )

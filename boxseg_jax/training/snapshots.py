@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from boxseg_jax import augment, files
+from boxseg_jax.data.box_priors import as_arrays
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import evaluate, pictures
 from boxseg_jax.training.step import LossSettings, make_predict_fn, make_target_fn
@@ -66,16 +67,21 @@ class Snapshots:
     self._names = tuple(training.reader.records[int(index)].image_id for index in chosen)
     self._is_box = ~self._batch["has_mask"]
     self._bootstraps = settings.bootstrap != "none"
-    predict, target = make_predict_fn(model, settings), make_target_fn(model, settings)
+    self._box_priors = as_arrays(settings.box_priors)
+    predict = make_predict_fn(model, settings)
 
-    def look(variables, batch, step):
+    def look(variables, batch, step, box_priors):
+      target = make_target_fn(model, settings._replace(box_priors=box_priors))
       prepared = augment.prepare(batch)
       logits, sigma = predict(variables, prepared)
       predicted = evaluate.most_likely_class(logits)
       learned = jnp.round(255.0 * target(variables, prepared, step)[0][..., 1:]).astype(jnp.uint8)
       return prepared, predicted, sigma, target(variables, prepared)[0], learned
 
-    self._look = jax.jit(look)
+    self._compiled_look = jax.jit(look)
+
+  def _look(self, state):
+    return self._compiled_look(state.ema, self._batch, state.step, self._box_priors)
 
   @property
   def follows_boxes(self) -> bool:
@@ -101,13 +107,12 @@ class Snapshots:
       uint8 [images, height, width, num_classes - 1], probability of each foreground class in units
       of 1 / 255; 0 outside of boxes.
     """
-    *_, learned = self._look(state.ema, self._batch, state.step)
+    *_, learned = self._look(state)
     return jax.device_get(learned)[self._is_box]
 
   def draw(self, state) -> np.ndarray:
     """The pictures of one state: uint8 [page_height, page_width, 3]."""
-    looked = self._look(state.ema, self._batch, state.step)
-    prepared, predicted, sigma, target, _ = jax.device_get(looked)
+    prepared, predicted, sigma, target, _ = jax.device_get(self._look(state))
     views = pictures.Views(
       image=self._batch["image"],
       given_labels=self._batch["labels"],

@@ -1,6 +1,7 @@
 """How fast a training step is: compiled once, without a cache, and timed as the loop runs it."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from boxseg_jax.parallel import Step
 from boxseg_jax.training import flops
 
 
@@ -33,7 +35,7 @@ class Program(NamedTuple):
   memory_bytes: int | None
 
 
-def compile_step(step: jax.stages.Wrapped, state, batch) -> Program:
+def compile_step(step: Step, state, batch) -> Program:
   """Compiles a step for these shapes; nothing is run.
 
   Args:
@@ -50,7 +52,7 @@ def compile_step(step: jax.stages.Wrapped, state, batch) -> Program:
   costs = compiled.cost_analysis() or {}
   costs = costs[0] if isinstance(costs, list) else costs  # as earlier versions of JAX have it
   return Program(
-    compiled,
+    dataclasses.replace(step, run=compiled),
     flops.of_function(step, state, batch),
     costs.get("flops"),
     traced - started,

@@ -48,11 +48,11 @@ class LossSettings(NamedTuple):
   box_priors: BoxPriors | None
 
 
-def example_keys(seed: int, step, local_batch: int, axis_name: str):
+def example_keys(key, step, local_batch: int, axis_name: str):
   """One PRNG key per example, from its position in the global batch.
 
   Args:
-    seed: of the run.
+    key: PRNG key of the run.
     step: int32 scalar.
     local_batch: examples on this device.
     axis_name: axis over the devices.
@@ -60,7 +60,7 @@ def example_keys(seed: int, step, local_batch: int, axis_name: str):
   Returns:
     Keys [local_batch]; the same whatever the number of devices.
   """
-  key = jax.random.fold_in(jax.random.key(seed), step)
+  key = jax.random.fold_in(key, step)
   position = jax.lax.axis_index(axis_name) * local_batch + jnp.arange(local_batch)
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, position)
 
@@ -260,7 +260,7 @@ def make_train_step(
   settings: LossSettings,
   *,
   ema_decay: float,
-  seed: int,
+  key,
   accumulate: int,
   axis_name: str,
 ) -> Callable:
@@ -272,7 +272,7 @@ def make_train_step(
     augment: `(batch, keys) -> augmented batch`.
     settings: of the loss.
     ema_decay: of the moving average.
-    seed: of the augmentation.
+    key: PRNG key of the augmentation.
     accumulate: micro-batches per device and step.
     axis_name: axis over the devices.
 
@@ -291,7 +291,7 @@ def make_train_step(
     return TrainState(state.step, params, batch_stats, ema, opt_state)
 
   def train_step(state: TrainState, batch):
-    keys = example_keys(seed, state.step, batch["image"].shape[0], axis_name)
+    keys = example_keys(key, state.step, batch["image"].shape[0], axis_name)
     batch = augment(batch, keys)
     grads, sums, batch_stats = _accumulated_gradients(loss, state, batch, accumulate)
     grads, sums = jax.lax.psum((grads, sums), axis_name)
