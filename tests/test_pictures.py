@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from boxseg_jax.evaluation import pictures
-from boxseg_jax.evaluation.pictures import Views, overlay, palette, panel, save
+from boxseg_jax.evaluation.paint import overlay, palette, save
+from boxseg_jax.evaluation.pictures import Views, panel
 
 NAMES = ("background", "car", "person")
 CANVAS = (40, 50)  # enlarged four times

@@ -18,7 +18,7 @@ from boxseg_jax.data import coco, feed, images, labels, load_records, mask_files
 from boxseg_jax.data.mask_files import MadeMask
 from boxseg_jax.data.records import Record
 from boxseg_jax.errors import InputError, PartlyDoneError
-from boxseg_jax.evaluation import pictures
+from boxseg_jax.evaluation import paint, pictures
 from boxseg_jax.files import write_json, write_text
 from boxseg_jax.training import saved
 from boxseg_jax.training.progress import Count
@@ -214,7 +214,7 @@ def _write_index_images(records, made, folder, num_classes) -> str:
       path.write_bytes(Path(record.labels_source).read_bytes())
       continue
     label_map = mask_files.label_map(record, _not_void(made.get(record.image_id, {})))
-    pictures.save_index(path, label_map, pictures.palette(num_classes))
+    paint.save_index(path, label_map, paint.palette(num_classes))
   return str(folder)
 
 
@@ -232,7 +232,7 @@ def _review(config, records: Sequence[Record], made: Made, folder: Path) -> list
   if rows and config.label.pictures:
     tiles = list(_tiles(config, records, made, rows[: config.label.pictures]))
     if tiles:
-      pictures.save(folder / "review.png", pictures.sheet(tiles, _COLUMNS, config.data.class_names))
+      paint.save(folder / "review.png", pictures.sheet(tiles, _COLUMNS, config.data.class_names))
   return rows
 
 

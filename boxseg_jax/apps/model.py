@@ -12,7 +12,7 @@ from PIL import Image
 from boxseg_jax.data.box_priors import box_priors
 from boxseg_jax.data.photos import Photo, as_photos
 from boxseg_jax.errors import InputError
-from boxseg_jax.evaluation import pictures
+from boxseg_jax.evaluation import paint, pictures
 from boxseg_jax.evaluation.labeller import BoxLabeller
 from boxseg_jax.evaluation.predictor import Predictor
 from boxseg_jax.losses import uncertainty
@@ -83,7 +83,7 @@ class Result:
 
   def overlay(self) -> np.ndarray:
     """The classes' colours over the image, uint8 [height, width, 3]."""
-    return pictures.overlay(self.image, self.classes, pictures.palette(len(self.class_names)))
+    return paint.overlay(self.image, self.classes, paint.palette(len(self.class_names)))
 
   def plot(self) -> Image.Image:
     """Image, classes and certainty side by side, with a legend: a PIL image, shown in notebooks."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from boxseg_jax.evaluation import pictures
+from boxseg_jax.evaluation import paint
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --dim: #666; --rule: #e4e4e4;
@@ -98,7 +98,7 @@ def _bar(share):
 
 def legend(class_names: Sequence[str]) -> str:
   """Colours of the classes, background first in the names and not shown."""
-  colours = pictures.palette(len(class_names))
+  colours = paint.palette(len(class_names))
   swatches = (
     f"<span><i class='swatch' style='background:rgb({r},{g},{b})'></i>{safe(name)}</span>"
     for name, (r, g, b) in zip(class_names[1:], colours[1:].tolist(), strict=True)

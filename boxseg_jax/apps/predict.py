@@ -11,7 +11,7 @@ from boxseg_jax.apps.model import load
 from boxseg_jax.data import feed
 from boxseg_jax.data import photos as photo_files
 from boxseg_jax.errors import InputError, PartlyDoneError
-from boxseg_jax.evaluation import pictures
+from boxseg_jax.evaluation import paint
 from boxseg_jax.files import read_json, write_json, write_text
 from boxseg_jax.training import saved
 from boxseg_jax.training.progress import Count
@@ -124,13 +124,13 @@ def predict_files(config, model, names, folder) -> list[str]:
 
 def _write(folder, names, num_classes, overlays, decided):
   photo, decision = decided
-  name, colours = names[Path(photo.name)], pictures.palette(num_classes)
+  name, colours = names[Path(photo.name)], paint.palette(num_classes)
   if overlays:
-    shown = pictures.overlay(photo.read(), decision.classes, colours)
-    pictures.save(folder / "overlays" / name.with_suffix(".jpg"), shown)
-  pictures.save(folder / "certainty" / name.with_suffix(".png"), decision.certainty)
+    shown = paint.overlay(photo.read(), decision.classes, colours)
+    paint.save(folder / "overlays" / name.with_suffix(".jpg"), shown)
+  paint.save(folder / "certainty" / name.with_suffix(".png"), decision.certainty)
   # Last: where there is a label, the image is done.
-  pictures.save_index(_label_path(folder, name), decision.classes, colours)
+  paint.save_index(_label_path(folder, name), decision.classes, colours)
 
 
 def _label_path(folder, name):

@@ -1,46 +1,17 @@
 """Pictures of what the network was given and what it made of it (numpy and Pillow only)."""
 
 import math
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from boxseg_jax import files
 from boxseg_jax.batch import VOID
+from boxseg_jax.evaluation import paint
 
-# Okabe and Ito's colours, which people with any colour vision tell apart
-# (jfly.uni-koeln.de/color), without black; the ones that photographs contain least first.
-_OKABE_ITO = (
-  (230, 159, 0),
-  (86, 180, 233),
-  (204, 121, 167),
-  (0, 158, 115),
-  (240, 228, 66),
-  (0, 114, 178),
-  (213, 94, 0),
-)
-# viridis at equal steps: brightness alone already tells low from high.
-_VIRIDIS = np.array(
-  [
-    (68, 1, 84),
-    (71, 44, 122),
-    (59, 81, 139),
-    (44, 113, 142),
-    (33, 144, 141),
-    (39, 173, 129),
-    (92, 200, 99),
-    (170, 220, 50),
-    (253, 231, 37),
-  ],
-  np.float32,
-)
 _PAPER = 255
 _INK = (40, 40, 40)
-_GREY = (128, 128, 128)  # crowd boxes and void
 _GAP = 6  # pixels between tiles
 _LINE = 20  # pixels per line of text
 _SMALLEST_TILE, _LARGEST_TILE = 160, 480  # pixels
@@ -95,7 +66,7 @@ def panel(views: Views, class_names: Sequence[str]) -> np.ndarray:
   Returns:
     uint8 [page_height, page_width, 3].
   """
-  colours = palette(len(class_names))
+  colours = paint.palette(len(class_names))
   top = _sigma_scale(views)
   titles = ["image", "given label and boxes", "prediction", "sigma"]
   titles += ["bootstrapped target"] if views.target is not None else []
@@ -131,11 +102,11 @@ def annotated(
   Returns:
     uint8 [tile_height, tile_width, 3]; small images are enlarged, large ones shrunk.
   """
-  colours = palette(num_classes)
+  colours = paint.palette(num_classes)
   size = _tile_size(image.shape[:2])
   tile = _photo(image, size)
   if labels is not None:
-    tile = overlay(tile, _nearest(labels, size), colours)
+    tile = paint.overlay(tile, _nearest(labels, size), colours)
   drawn = _draw_boxes(tile, _Boxes(boxes, box_classes, box_is_crowd), colours)
   return _tagged(drawn, "boxes only" if labels is None else "mask")
 
@@ -154,13 +125,13 @@ def predicted(
   Returns:
     uint8 [page_height, page_width, 3]; small images are enlarged, large ones shrunk.
   """
-  colours = palette(len(class_names))
+  colours = paint.palette(len(class_names))
   size = _tile_size(image.shape[:2])
   photo = _photo(image, size)
   tiles = [
     photo,
-    overlay(photo, _nearest(classes, size), colours),
-    certainty_map(_nearest(certainty, size)),
+    paint.overlay(photo, _nearest(classes, size), colours),
+    paint.heat(_nearest(certainty, size)),
   ]
   titles = ["image", "prediction", "certainty"]
   width = size[1]
@@ -192,14 +163,16 @@ def judged(
   Returns:
     "image", "true mask", "prediction" and "certainty", uint8 [h, w, 3] each.
   """
-  colours, size = palette(num_classes), _with_side(image.shape[:2], side)
+  colours, size = paint.palette(num_classes), _with_side(image.shape[:2], side)
   photo = _photo(image, size)
   views = {
     "image": photo,
-    "true mask": overlay(photo, _nearest(labels, size), colours),
-    "prediction": overlay(photo, _nearest(classes, size), colours),
+    "true mask": paint.overlay(photo, _nearest(labels, size), colours),
+    "prediction": paint.overlay(photo, _nearest(classes, size), colours),
   }
-  return views if certainty is None else views | {"certainty": _heat(_nearest(certainty, size))}
+  return (
+    views if certainty is None else views | {"certainty": paint.heat(_nearest(certainty, size))}
+  )
 
 
 def box_history(
@@ -225,15 +198,18 @@ def box_history(
     The image, a picture for each of the targets, and the true mask where it is known; uint8 [side,
     side, 3] each.
   """
-  colours = palette(targets[0].shape[-1])
+  colours = paint.palette(targets[0].shape[-1])
   rows, columns, place = _around(box, image.shape[:2])
   crop = (slice(*rows), slice(*columns))
   height, width = rows[1] - rows[0], columns[1] - columns[0]
   size = _with_side((height, width), side)
   photo = _photo(image[crop], size)
-  tiles = [photo, *(_mixture(photo, _nearest(target[crop], size), colours) for target in targets)]
+  tiles = [
+    photo,
+    *(paint.mixture(photo, _nearest(target[crop], size), colours) for target in targets),
+  ]
   if true_labels is not None:
-    tiles.append(overlay(photo, _nearest(true_labels[crop], size), colours))
+    tiles.append(paint.overlay(photo, _nearest(true_labels[crop], size), colours))
   view = _Boxes(place[None], np.array([label]))
   return [_draw_boxes(tile, view, colours) for tile in tiles]
 
@@ -274,12 +250,12 @@ def labelled_box(
   Returns:
     uint8 [160, 326, 3].
   """
-  colours = palette(num_classes)
+  colours = paint.palette(num_classes)
   rows, columns, place = _around(box, image.shape[:2])
   crop = (slice(*rows), slice(*columns))
   size = _with_side((rows[1] - rows[0], columns[1] - columns[0]), _SMALLEST_TILE)
   photo = _photo(image[crop], size)
-  shown = [photo, overlay(photo, label * _nearest(mask[crop], size).astype(int), colours)]
+  shown = [photo, paint.overlay(photo, label * _nearest(mask[crop], size).astype(int), colours)]
   view = _Boxes(place[None], np.array([label]))
   tiles = [_padded(_draw_boxes(tile, view, colours), _SMALLEST_TILE) for tile in shown]
   gap = np.full((_SMALLEST_TILE, _GAP, 3), _PAPER, np.uint8)
@@ -302,7 +278,9 @@ def sheet(tiles: Sequence[np.ndarray], columns: int, class_names: Sequence[str])
   rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
   bands = [np.full((_GAP, page_width, 3), _PAPER, np.uint8)]
   bands += [_tile_band(row, page_width) for row in rows]
-  return np.concatenate([*bands, _legend_band(class_names, palette(len(class_names)), page_width)])
+  return np.concatenate(
+    [*bands, _legend_band(class_names, paint.palette(len(class_names)), page_width)]
+  )
 
 
 def _padded(tile, side):
@@ -311,78 +289,6 @@ def _padded(tile, side):
   top, left = ((side - length) // 2 for length in tile.shape[:2])
   square[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
   return square
-
-
-def certainty_map(certainty: np.ndarray) -> np.ndarray:
-  """Colours of certainty [height, width] in [0, 1], dark = doubtful, uint8 [height, width, 3]."""
-  return _heat(certainty)
-
-
-def palette(num_classes: int) -> np.ndarray:
-  """Colours of classes that colour-blind people tell apart too.
-
-  Args:
-    num_classes: number of classes, background included.
-
-  Returns:
-    uint8 [num_classes, 3]; background black, classes 1 to 7 Okabe and Ito's colours, beyond that
-    their darker and lighter shades.
-  """
-  base = np.array(_OKABE_ITO, np.float32)
-  shades = np.concatenate([base, 0.55 * base, 0.45 * base + 0.55 * 255])
-  chosen = shades[np.arange(num_classes - 1) % len(shades)]
-  return np.concatenate([np.zeros((1, 3)), chosen]).round().astype(np.uint8)
-
-
-def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-  """Lays class colours over a photograph that is faded to grey.
-
-  Args:
-    image: uint8 [height, width, 3].
-    labels: int [height, width], class ids; 255 = void, hatched.
-    colours: uint8 [num_classes, 3], of `palette`.
-
-  Returns:
-    uint8 [height, width, 3]; background stays grey, regions are outlined.
-  """
-  labels = np.asarray(labels)
-  coloured = (labels > 0) & (labels < len(colours))
-  strength = np.where(coloured, np.where(_outline(labels), 1.0, 0.55), 0.0)
-  colour = colours.take(np.where(coloured, labels, 0), axis=0)
-  return _hatch(_blend(_faded(image), colour, strength), labels == VOID)
-
-
-def save(path: str | os.PathLike, picture: np.ndarray) -> None:
-  """Writes a picture; folders are made, and no half file is ever seen.
-
-  Args:
-    path: its suffix says how it is coded: ".png", ".jpg", ...
-    picture: uint8 [height, width, 3] or [height, width].
-  """
-  _save(path, Image.fromarray(picture))
-
-
-def save_index(path: str | os.PathLike, labels: np.ndarray, colours: np.ndarray) -> None:
-  """Writes class ids as a PNG whose pixel values are the ids, with a palette for viewers.
-
-  Args:
-    path: of the PNG.
-    labels: uint8 [height, width], class ids, 255 = void.
-    colours: uint8 [num_classes, 3], of `palette`.
-  """
-  image = Image.fromarray(labels).convert("P")
-  # With a short palette Pillow would write as few bits as that needs, and cut 255 off.
-  known = np.concatenate([colours, np.tile(_GREY, (256 - len(colours), 1))]).astype(np.uint8)
-  image.putpalette(known.tobytes())
-  _save(path, image)
-
-
-def _save(path, image: Image.Image) -> None:
-  suffix = pathlib.Path(path).suffix
-  # PNGs: a third larger than by default, in a third of the time.
-  options = {"quality": 90} if suffix in (".jpg", ".jpeg") else {"compress_level": 1}
-  kind = Image.registered_extensions()[suffix]
-  files.write(path, lambda unfinished: image.save(unfinished, format=kind, **options))
 
 
 def _one(views: Views, index: int) -> Views:
@@ -400,17 +306,17 @@ def _row(view: Views, colours: np.ndarray, top: float) -> list[np.ndarray]:
     visible = _nearest(view.visible, size)
   given = _nearest(view.given_labels, size)
   boxes_only = bool((given[visible] == VOID).all())
-  with_boxes = photo if boxes_only else overlay(photo, given, colours)
+  with_boxes = photo if boxes_only else paint.overlay(photo, given, colours)
   tiles = [
     photo,
     with_boxes,
-    overlay(photo, _nearest(view.predicted, size), colours),
-    _heat(_nearest(view.sigma, size) / top),
+    paint.overlay(photo, _nearest(view.predicted, size), colours),
+    paint.heat(_nearest(view.sigma, size) / top),
   ]
   if view.target is not None:
-    tiles.append(_mixture(photo, _nearest(view.target, size), colours))
+    tiles.append(paint.mixture(photo, _nearest(view.target, size), colours))
   if view.true_labels is not None:
-    tiles.append(overlay(photo, _nearest(view.true_labels, size), colours))
+    tiles.append(paint.overlay(photo, _nearest(view.true_labels, size), colours))
   tiles[1] = _draw_boxes(tiles[1], view, colours)
   tiles = [np.where(visible[..., None], tile, _PAPER).astype(np.uint8) for tile in tiles]
   # The image lies at the top left: what is below it would only make the page longer.
@@ -446,46 +352,6 @@ def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return values[rows][:, columns]
 
 
-def _blend(image: np.ndarray, colour: np.ndarray, strength: np.ndarray) -> np.ndarray:
-  """Colour [..., 3] over image uint8 [..., 3] with strength [...] in [0, 1], uint8."""
-  touched = np.flatnonzero(strength)  # mostly a small part of a photograph
-  share = strength.reshape(-1, 1)[touched]
-  colour = np.broadcast_to(colour, image.shape).reshape(-1, 3)[touched]
-  pixels = image.reshape(-1, 3).copy()
-  pixels[touched] = ((1 - share) * pixels[touched] + share * colour).round()
-  return pixels.reshape(image.shape)
-
-
-def _faded(image: np.ndarray) -> np.ndarray:
-  """The photograph in grey and a little darker, so that class colours stand out."""
-  red, green, blue = np.moveaxis(image.astype(np.uint16), -1, 0)
-  faded = (0.8 / 3 * np.arange(3 * 255 + 1)).astype(np.uint8)
-  return np.stack([faded.take(red + green + blue)] * 3, axis=-1)
-
-
-def _outline(labels: np.ndarray) -> np.ndarray:
-  """Pixels bool [height, width] with a neighbour of another class."""
-  padded = np.pad(labels, 1, mode="edge")
-  neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-  return np.any([labels != neighbour for neighbour in neighbours], axis=0)
-
-
-def _hatch(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-  """Hatches pixels in grey, so that void looks like no class."""
-  row, column = np.nonzero(where)
-  strength = np.zeros(where.shape)
-  strength[row, column] = np.where((row + column) % 8 < 3, 0.9, 0.35)
-  return _blend(image, np.array(_GREY), strength)
-
-
-def _mixture(photo: np.ndarray, target: np.ndarray, colours: np.ndarray) -> np.ndarray:
-  """Soft targets: each class's colour in proportion to its probability, background clear."""
-  foreground = target[..., 1:]
-  strength = np.clip(foreground.sum(-1), 0, 1)
-  colour = foreground @ colours[1:].astype(np.float32) / np.maximum(strength, 1e-6)[..., None]
-  return _blend(_faded(photo), colour, 0.75 * strength)
-
-
 def _sigma_scale(views: Views) -> float:
   """Upper end of the colour scale: nearly the largest visible sigma, two digits, never 0."""
   sigma = np.asarray(views.sigma, np.float32)
@@ -493,14 +359,6 @@ def _sigma_scale(views: Views) -> float:
   sigma = sigma[np.isfinite(sigma)]
   top = np.percentile(sigma, 99.5) if sigma.size else 0.0
   return max(float(f"{top:.2g}"), 0.01)
-
-
-def _heat(share: np.ndarray) -> np.ndarray:
-  """Colours of values [height, width], 0 to 1 and clipped beyond; what is not a number is white."""
-  place = np.clip(np.nan_to_num(share), 0, 1) * (len(_VIRIDIS) - 1)
-  low = np.minimum(place.astype(int), len(_VIRIDIS) - 2)
-  colour = _blend(_VIRIDIS[low], _VIRIDIS[low + 1], place - low)
-  return np.where(np.isnan(share)[..., None], 255, colour).astype(np.uint8)
 
 
 def _draw_boxes(tile: np.ndarray, view: Views | _Boxes, colours: np.ndarray) -> np.ndarray:
@@ -514,7 +372,7 @@ def _draw_boxes(tile: np.ndarray, view: Views | _Boxes, colours: np.ndarray) -> 
     label = int(view.box_classes[slot])
     if label == 0:
       continue
-    colour = _GREY if crowd is not None and crowd[slot] else tuple(map(int, colours[label]))
+    colour = paint.GREY if crowd is not None and crowd[slot] else tuple(map(int, colours[label]))
     ymin, xmin, ymax, xmax = view.boxes[slot] * (height, width, height, width)
     # The last pixel inside, not the first one outside; tiny boxes keep one pixel.
     left, top, right, bottom = round(xmin), round(ymin), round(xmax) - 1, round(ymax) - 1
@@ -566,7 +424,7 @@ def _tile_band(tiles: Sequence[np.ndarray], page_width: int) -> np.ndarray:
 def _scale_band(left: int, width: int, top: float, page_width: int) -> np.ndarray:
   """The colour scale of sigma under its column, the same for all rows."""
   band = np.asarray(_blank(10 + _LINE, page_width)).copy()
-  band[:10, left : left + width] = _heat(np.linspace(0, 1, width)[None])
+  band[:10, left : left + width] = paint.heat(np.linspace(0, 1, width)[None])
   picture = Image.fromarray(band)
   draw = ImageDraw.Draw(picture)
   for share, value, anchor in ((0, 0, "lt"), (0.5, top / 2, "mt"), (1, top, "rt")):
@@ -589,7 +447,7 @@ def _legend_band(names: Sequence[str], colours: np.ndarray, page_width: int) -> 
   draw = ImageDraw.Draw(picture)
   for (name, colour), (left, top) in zip(entries, places, strict=True):
     swatch = np.full((14, 14, 3), _PAPER if colour is None else colour, np.uint8)
-    swatch = _hatch(swatch, np.full((14, 14), colour is None))
+    swatch = paint.hatch(swatch, np.full((14, 14), colour is None))
     picture.paste(Image.fromarray(swatch), (left, top))
     draw.text((left + 19, top + 7), name, font=_font(), anchor="lm", fill=_INK)
   return np.asarray(picture)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from boxseg_jax import augment, files
 from boxseg_jax.data.box_priors import as_arrays
 from boxseg_jax.errors import InputError
-from boxseg_jax.evaluation import evaluate, pictures
+from boxseg_jax.evaluation import evaluate, paint, pictures
 from boxseg_jax.training.step import LossSettings, make_predict_fn, make_target_fn
 
 LOOKS = 8  # at the targets, evenly spread over the run, and one before its first step
@@ -131,7 +131,7 @@ class Snapshots:
 def save(workdir, step: int, picture: np.ndarray) -> Path:
   """Writes `<workdir>/pictures/<step>.png` and returns its path."""
   path = Path(workdir) / "pictures" / f"{step:07d}.png"
-  pictures.save(path, picture)
+  paint.save(path, picture)
   return path
 
 

@@ -31,7 +31,7 @@ from absl import logging
 
 from boxseg_jax import augment
 from boxseg_jax import config as configuration
-from boxseg_jax.evaluation import pictures
+from boxseg_jax.evaluation import paint, pictures
 from boxseg_jax.losses import bootstrap, crf, objective, uncertainty
 from boxseg_jax.training import loop
 from boxseg_jax.training.run import Run
@@ -84,7 +84,7 @@ example = run.training.reader(index)
 truth = run.training.reader.evaluation(index)["labels"]
 batch = augment.prepare({name: np.asarray(value)[None] for name, value in example.items()})
 boxes = objective.read_boxes(batch, run.settings.num_classes)
-names, colours = run.settings.num_classes, pictures.palette(run.settings.num_classes)
+names, colours = run.settings.num_classes, paint.palette(run.settings.num_classes)
 
 
 def show(**panels):
@@ -95,7 +95,7 @@ def show(**panels):
   for axis, (title, picture) in zip(np.atleast_1d(axes), panels.items(), strict=True):
     picture = np.asarray(picture)
     if picture.ndim == 2 and np.issubdtype(picture.dtype, np.integer):
-      picture = pictures.overlay(example["image"], picture, colours)
+      picture = paint.overlay(example["image"], picture, colours)
     scale = {"cmap": "viridis", "vmin": 0, "vmax": 1} if picture.ndim == 2 else {}
     axis.imshow(picture, **scale)
     axis.set_title(title.replace("_", " "), fontsize=10)

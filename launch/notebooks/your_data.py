@@ -61,7 +61,7 @@ from boxseg_jax import config as configuration
 from boxseg_jax import data
 from boxseg_jax.apps import check_data, export, label
 from boxseg_jax.data import coco, mask_files, records, shapes
-from boxseg_jax.evaluation import pictures
+from boxseg_jax.evaluation import paint, pictures
 from boxseg_jax.training import loop, snapshots
 
 logging.set_verbosity(logging.ERROR)  # of the checkpoint library
@@ -196,7 +196,7 @@ print(check_data.run(config, WORKDIR))
 # rectangles, they are no drawn masks.
 
 # %%
-colours = pictures.palette(len(class_names))
+colours = paint.palette(len(class_names))
 
 
 def show(tiles, titles, columns=4):
