@@ -181,20 +181,22 @@ def compile_train_step(config: ConfigDict, model, optimizer, settings, parallel:
   the box priors, are arguments.
   """
 
-  def step(state, batch, key, box_priors):
+  def step(state, batch, key_data, box_priors):
     train_step = make_train_step(
       model,
       optimizer,
       make_augment(config),
       settings._replace(box_priors=box_priors),
       ema_decay=config.train.ema_decay,
-      key=key,
+      key=jax.random.wrap_key_data(key_data),
       accumulate=config.optimizer.accumulate,
       axis_name=AXIS,
     )
     return train_step(state, batch)
 
-  constants = jax.random.key(config.seed), as_arrays(settings.box_priors)
+  # Its data, since keys as such cannot be put on the devices of other processes.
+  key_data = jax.device_get(jax.random.key_data(jax.random.key(config.seed)))
+  constants = key_data, as_arrays(settings.box_priors)
   return parallel.compile(step, constants=constants, donate_state=True)
 
 
