@@ -178,7 +178,7 @@ def compile_train_step(config: ConfigDict, model, optimizer, settings, parallel:
   """The training step over all devices; the state is donated.
 
   Seeds of one configuration share its program: what is drawn and learned for each, the key and
-  the box priors, are arguments.
+  the box priors, are arguments. Automatic class weights, which differ by the split, are not.
   """
 
   def step(state, batch, key_data, box_priors):
