@@ -171,6 +171,9 @@ def _loss():
     # train.num_steps.
     "bootstrap_start": 0.1,
     "bootstrap_ramp": 0.2,
+    # Weight of BoxInst's terms beside a posterior's cross entropy, by the pixels inside boxes: an
+    # object touches each side of its box, and neighbours of like colour are of one class.
+    "projection_weight": 0.3,
     # One weight per class; () = all 1; ("auto",) = by the inverse square root of
     # the classes' frequency. What is predicted, and what boxes become, is without them.
     "class_weights": (),
@@ -326,6 +329,7 @@ _SHARES = (
   "train.ema_decay",
 )
 _NOT_NEGATIVE = (
+  "loss.projection_weight",
   "optimizer.learning_rate",
   "optimizer.clip_norm",
   "optimizer.weight_decay",
@@ -431,6 +435,7 @@ class Arm(NamedTuple):
     box_images: whether images without a mask are used at all.
     pseudo_masks: whether boxes are made into masks by GrabCut before training.
     inside_boxes: the loss inside boxes, see `losses.objective`.
+    projection_weight: of the terms of BoxInst there.
     bootstrap: the kind of bootstrapping.
     teacher: whose prediction it takes.
   """
@@ -439,6 +444,7 @@ class Arm(NamedTuple):
   box_images: bool = True
   pseudo_masks: bool = False
   inside_boxes: str = "label"
+  projection_weight: float = 0.0
   bootstrap: str = "none"
   teacher: str = "self"
 
@@ -451,21 +457,19 @@ class Arm(NamedTuple):
 def arms(config: ConfigDict) -> dict[str, Arm]:
   """Every arm by name; "uncertainty" is the method as `config.loss` describes it."""
   uncertainty = Arm(inside_boxes="uncertainty")
+  posterior = Arm(inside_boxes="separate", projection_weight=config.loss.projection_weight)
+  default = posterior if config.loss.bootstrap == "posterior" else uncertainty
   return {
     "full": Arm(all_masks=True, box_images=False),
     "masks_only": Arm(box_images=False),
     "boxes_as_masks": Arm(),
     "grabcut": Arm(pseudo_masks=True),
-    "projection": Arm(inside_boxes="projection"),
+    "projection": Arm(inside_boxes="none", projection_weight=1.0),
     "uncertainty_none": uncertainty,
     "uncertainty_hard": uncertainty._replace(bootstrap="hard"),
     "uncertainty_soft": uncertainty._replace(bootstrap="soft"),
     "uncertainty_boxes": uncertainty._replace(bootstrap="predicted", teacher="boxes"),
-    "uncertainty": Arm(
-      inside_boxes="separate" if config.loss.bootstrap == "posterior" else "uncertainty",
-      bootstrap=config.loss.bootstrap,
-      teacher=config.loss.teacher,
-    ),
+    "uncertainty": default._replace(bootstrap=config.loss.bootstrap, teacher=config.loss.teacher),
   }
 
 

@@ -152,7 +152,7 @@ def test_arms_differ_in_what_they_say_and_nothing_else():
   assert method == arms["uncertainty_none"]
   assert method._replace(bootstrap="predicted", teacher="boxes") == arms["uncertainty_boxes"]
   assert arms["uncertainty"] == method._replace(
-    inside_boxes="separate", bootstrap="posterior", teacher="boxes"
+    inside_boxes="separate", projection_weight=0.3, bootstrap="posterior", teacher="boxes"
   )
   assert all(arm.learns_sigma == name.startswith("uncertainty") for name, arm in arms.items())
   config.loss.bootstrap, config.loss.teacher = "hard", "self"

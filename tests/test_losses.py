@@ -227,12 +227,13 @@ def a_batch(num_classes=3, seed=0):
   }
 
 
-def run_objective(batch, logits, sigma, *, inside_boxes="uncertainty", weights=(1.0, 1.0, 1.0)):
+def run_objective(
+  batch, logits, sigma, *, inside_boxes="uncertainty", weights=(1.0, 1.0, 1.0), **others
+):
   boxes = objective.read_boxes(batch, 3)
   target = jax.nn.one_hot(boxes.box_class, 3)
-  return objective.objective(
-    logits, sigma, batch, boxes, target, inside_boxes=inside_boxes, class_weights=jnp.array(weights)
-  )
+  loss = {"inside_boxes": inside_boxes, "class_weights": jnp.array(weights), **others}
+  return objective.objective(logits, sigma, batch, boxes, target, **loss)
 
 
 class TestObjective:
@@ -369,18 +370,56 @@ class TestProjection:
       for values in (mask.max(1), mask.max(0)):
         dice = 2 * values.sum() / ((values**2).sum() + len(values))
         expected += weights[n] * (1 - dice) / weights.sum()
-    found = projection.projection_loss(
-      jnp.asarray(self.probabilities), jnp.asarray(rows), jnp.asarray(columns), classes, weights
-    )
+    given = self.probabilities, rows, columns, classes, weights
+    (found,) = projection.projection_loss(*(jnp.asarray(x)[None] for x in given))
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
   def test_a_mask_that_touches_every_row_and_column_has_no_projection_loss(self):
     diagonal = np.stack([1 - np.eye(4), np.eye(4)], axis=-1)
-    everywhere = jnp.ones((1, 4), bool)
-    loss = projection.projection_loss(
-      jnp.asarray(diagonal), everywhere, everywhere, jnp.array([1]), jnp.array([1.0])
+    everywhere = jnp.ones((1, 1, 4), bool)
+    (loss,) = projection.projection_loss(
+      jnp.asarray(diagonal)[None], everywhere, everywhere, jnp.array([[1]]), jnp.array([[1.0]])
     )
     assert float(loss) == pytest.approx(0.0, abs=1e-6)
+
+  def test_gradient_of_a_projection_is_that_of_its_maxima(self):
+    """Against what differentiating the maxima themselves gives, of boxes that overlap."""
+    logits = jnp.asarray(self.rng.normal(size=(2, 6, 7, 3)), jnp.float32)
+    rows, columns = self.rng.uniform(size=(2, 5, 6)) < 0.6, self.rng.uniform(size=(2, 5, 7)) < 0.6
+    classes = jnp.asarray(self.rng.integers(1, 3, (2, 5)))
+    weights = jnp.asarray(self.rng.uniform(0, 2, (2, 5)), jnp.float32)
+
+    def by_maxima(logits):
+      total = 0.0
+      images = jax.nn.softmax(logits), rows, columns, classes, weights
+      for p, r, c, k, w in zip(*images, strict=True):
+        of_box = jnp.moveaxis(p, -1, 0)[k] * r[:, :, None] * c[:, None, :]
+        for v, held in ((of_box.max(2), r), (of_box.max(1), c)):
+          dice = 2 * v.sum(1) / ((v**2).sum(1) + held.sum(1))
+          total += ((1 - dice) * w).sum() / w.sum()
+      return total
+
+    def ours(logits):
+      p = jax.nn.softmax(logits)
+      return projection.projection_loss(p, rows, columns, classes, weights).sum()
+
+    value, gradient = jax.value_and_grad(ours)(logits)
+    expected, slope = jax.value_and_grad(by_maxima)(logits)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
+
+  def test_peaks_of_probabilities_that_hardly_differ(self):
+    """Largest but for 2^-13 of its size, in the box's rows and columns, of its class."""
+    p = self.rng.uniform(0, 1, (300, 1000, 2)).astype(np.float32)
+    p[150:] = 0.5 + p[150:] / 1e4
+    rows, columns = np.zeros((1, 300), bool), np.zeros((1, 1000), bool)
+    rows[0, 20:290], columns[0, 30:900] = True, True
+    given = jnp.asarray(p), jnp.asarray(rows), jnp.asarray(columns), jnp.array([1])
+    column, row = (np.asarray(x)[0] for x in projection._peaks(*given))
+    box = p[20:290, 30:900, 1]
+    assert columns[0, column[20:290]].all() and rows[0, row[30:900]].all()
+    assert (p[np.arange(20, 290), column[20:290], 1] >= box.max(1) * (1 - 2**-13)).all()
+    assert (p[row[30:900], np.arange(30, 900), 1] >= box.max(0) * (1 - 2**-13)).all()
 
   def test_affinity_pair_by_pair(self):
     # Grey steps of 0, 1 or 60 in lightness: like, like and unlike colours.
@@ -424,23 +463,32 @@ class TestProjection:
     found = projection.lab(jnp.asarray(image, jnp.float32))
     np.testing.assert_allclose(found, expected, atol=0.05)
 
-  def test_objective_weighs_it_like_the_pixels_inside(self):
+  @pytest.mark.parametrize("inside_boxes", ["none", "separate"])
+  def test_objective_weighs_it_like_the_pixels_inside(self, inside_boxes):
     rng = np.random.default_rng(5)
     logits = jnp.asarray(rng.normal(size=(2, *CANVAS, 3)), jnp.float32)
     sigma = jnp.ones((2, *CANVAS))
     batch = a_batch()
-    total, sums = run_objective(batch, logits, sigma, inside_boxes="projection")
-    _, plain = run_objective(batch, logits, sigma, inside_boxes="label")
-    assert sums["weight"] == plain["weight"] and sums["loss_mask"] == plain["loss_mask"]
+
+    def run(logits, weight):
+      loss = {"inside_boxes": inside_boxes, "projection_weight": weight, "affinity_weight": 0.5}
+      return run_objective(batch, logits, sigma, **loss)
+
+    total, sums = run(logits, 0.3)
+    without, plain = run(logits, 0.0)
+    assert "loss_projection" not in plain and (plain["loss_box"] == 0) == (inside_boxes == "none")
+    assert all(sums[name] == plain[name] for name in plain)
     spans = jnp.zeros((1, 4), bool).at[:, :2].set(True), jnp.zeros((1, 6), bool).at[:, :2].set(True)
     p = jax.nn.softmax(logits[1])
     inside = spans[0][0][:, None] & spans[1][0]
-    ones = jnp.ones(1)
-    expected = 4 * projection.projection_loss(p, *spans, jnp.array([1]), ones)
-    expected += 4 * projection.affinity_loss(p, batch["image"][1], inside)
-    assert float(sums["loss_box"]) == pytest.approx(float(expected), rel=1e-5)
-    grads = jax.grad(lambda l: run_objective(batch, l, sigma, inside_boxes="projection")[0])(logits)
+    boxes = *(x[None] for x in spans), jnp.array([[1]]), jnp.ones((1, 1))
+    (expected,) = 0.3 * 4 * projection.projection_loss(p[None], *boxes)
+    expected += 0.3 * 4 * 0.5 * projection.affinity_loss(p, batch["image"][1], inside)
+    assert float(sums["loss_projection"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(total - without) == pytest.approx(float(expected), rel=1e-4)
+    grads = jax.grad(lambda x: run(x, 0.3)[0] - run(x, 0.0)[0])(logits)
     assert np.isfinite(grads).all() and np.abs(grads[1, :2, :2]).max() > 0
+    assert not np.any(np.asarray(grads[0]))  # the mask image
 
 
 class TestObjectPriors:

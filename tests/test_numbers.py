@@ -90,7 +90,7 @@ def a_batch(case="usual", boxes=None):
   }
 
 
-def of_objective(inside_boxes, logits, sigma, batch, *, classes=CLASSES):
+def of_objective(inside_boxes, logits, sigma, batch, *, classes=CLASSES, projection_weight=0.0):
   """(what the logits are to lower, what sigma is to lower)."""
   boxes = objective.read_boxes(batch, classes)
   target = TARGET[..., :classes] / TARGET[..., :classes].sum(-1, keepdims=True)
@@ -102,6 +102,7 @@ def of_objective(inside_boxes, logits, sigma, batch, *, classes=CLASSES):
     jnp.asarray(target, logits.dtype),
     inside_boxes=inside_boxes,
     class_weights=jnp.asarray(WEIGHTS[:classes], logits.dtype),
+    projection_weight=projection_weight,
   )
   return total, sums
 
@@ -134,7 +135,7 @@ USE_SIGMA = {
 }
 USE_LOGITS = {
   "label": partial(of_objective, "label"),
-  "projection": partial(of_objective, "projection"),
+  "projection": partial(of_objective, "none", projection_weight=1.0),
   "teacher": partial(teacher, with_prior=False),
   "teacher with prior": partial(teacher, with_prior=True),
 }

@@ -58,7 +58,12 @@ def test_devices_exchange_gradient_statistics_metrics_and_nothing_else(kind, dev
 
 
 # Bootstrapping sends nothing, and compiles for long; without it this is cheap.
-PLAIN = {"bootstrap": "none", "teacher": "self", "inside_boxes": "uncertainty"}
+PLAIN = {
+  "bootstrap": "none",
+  "teacher": "self",
+  "inside_boxes": "uncertainty",
+  "projection_weight": 0.0,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -60,6 +60,7 @@ def settings(**changes):
     bootstrap_ramp=2,
     class_weights=(1.0, 2.0, 3.0),
     box_priors=BoxPriors(((0.4, 0.9), (0.6, 0.7), (0.8, 0.9)), MEAN_MASKS),
+    projection_weight=0.3,
   )
   return base._replace(**changes)
 
@@ -155,7 +156,7 @@ def test_state_moves_and_counts(reference):
   assert history[0]["loss"] != history[1]["loss"]
   for metrics in history:
     terms = metrics["loss_mask"] + metrics["loss_outside"] + metrics["loss_box"]
-    terms += metrics["loss_sigma"] + metrics["loss_teacher"]
+    terms += metrics["loss_sigma"] + metrics["loss_projection"] + metrics["loss_teacher"]
     np.testing.assert_allclose(metrics["loss"], terms, rtol=1e-6)
     assert 0 < metrics["certainty_box"] <= 1
     assert (metrics["intersection"] <= metrics["union"]).all()

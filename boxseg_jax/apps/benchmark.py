@@ -81,7 +81,9 @@ def cases(config: ConfigDict, **of_data) -> list[Case]:
   """
   settings = build.loss_settings(config, **of_data)
   settings = settings._replace(bootstrap_start=_START, bootstrap_ramp=1)
-  plain = settings._replace(inside_boxes="label", bootstrap="none", teacher="self", box_priors=None)
+  plain = settings._replace(
+    inside_boxes="label", projection_weight=0.0, bootstrap="none", teacher="self", box_priors=None
+  )
   found = [Case("cross entropy", plain, 0)]
   alone = settings._replace(teacher="self")
   if settings.inside_boxes != "label" and settings.box_images:

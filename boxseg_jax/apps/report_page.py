@@ -45,6 +45,7 @@ _LOSSES = {
   "loss_outside": "outside boxes",
   "loss_box": "inside boxes",
   "loss_sigma": "sigma",
+  "loss_projection": "projection",
   "loss_teacher": "teacher",
 }
 

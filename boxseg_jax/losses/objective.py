@@ -7,7 +7,8 @@
                                      with the box's class; to compare with,
                                      "uncertainty": cross entropy of mu / kappa with the target,
                                      "label": of mu with the target, sigma unused,
-                                     "projection": the terms of BoxInst
+                                     "none": no cross entropy.
+                                     To each, the terms of BoxInst at `projection_weight`
     void, crowd, padding             weight 0
 
 Sums and weights are returned instead of a mean: they add up over micro-batches
@@ -91,7 +92,16 @@ def fill_boxes(probabilities, batch, bands):
 
 
 def objective(
-  logits, sigma, batch, boxes, box_target, *, inside_boxes, class_weights, affinity_weight=1.0
+  logits,
+  sigma,
+  batch,
+  boxes,
+  box_target,
+  *,
+  inside_boxes,
+  class_weights,
+  projection_weight=0.0,
+  affinity_weight=1.0,
 ):
   """Weighted cross entropy of one batch, as sums.
 
@@ -101,16 +111,17 @@ def objective(
     batch: augmented batch, see `augment.augment`.
     boxes: losses.boxes.BoxLabels of the batch.
     box_target: float32 [batch, height, width, num_classes], sums to 1, target inside boxes.
-    inside_boxes: "separate", "uncertainty", "label" or "projection", see above.
+    inside_boxes: "separate", "uncertainty", "label" or "none", see above.
     class_weights: float32 [num_classes], > 0, weight of each class in the target; of a soft target,
       each class's part has its own (as in PyTorch's CrossEntropyLoss).
+    projection_weight: float, of the terms of BoxInst; 0: they are not computed.
     affinity_weight: float32 scalar, weight of the colour affinity beside the projection.
 
   Returns:
     (total, sums): total is the summed weighted cross entropy in nats, to be
     divided by sums["weight"]; sums holds each term ("loss_mask", "loss_outside",
-    "loss_box"; with "separate" also "loss_sigma"), the weight, and "certainty_box" with
-    "box_pixels" for the mean certainty inside boxes.
+    "loss_box"; with "separate" also "loss_sigma", with BoxInst's terms "loss_projection"), the
+    weight, and "certainty_box" with "box_pixels" for the mean certainty inside boxes.
   """
   logits = uncertainty.class_logits(logits)
   num_classes = logits.shape[-1]
@@ -129,15 +140,16 @@ def objective(
   terms = {
     "loss_mask": jnp.sum(loss, where=roles.in_mask),
     "loss_outside": jnp.sum(loss, where=roles.outside_boxes),
-    "loss_box": jnp.sum(loss, where=roles.inside_box),
+    "loss_box": jnp.sum(loss, where=roles.inside_box & (inside_boxes != "none")),
   }
   if inside_boxes == "separate":
     doubt = _doubt(logits, sigma, boxes)
     terms["loss_sigma"] = jnp.sum(doubt, where=roles.inside_box)
-  if inside_boxes == "projection":
+  if projection_weight:
     of_image = _projection(logits, batch, roles.inside_box, class_weights, affinity_weight)
+    # Each image's counts as much as the pixels inside of its boxes.
     weight = jnp.sum(weights, axis=(1, 2), where=roles.inside_box)
-    terms["loss_box"] = jnp.sum(of_image * weight)
+    terms["loss_projection"] = projection_weight * jnp.sum(of_image * weight)
   counted = roles.in_mask | roles.outside_boxes | roles.inside_box
   sums = {
     **terms,

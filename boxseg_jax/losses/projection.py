@@ -1,4 +1,4 @@
-"""Box projection and colour affinity, the terms of BoxInst, to compare with.
+"""Box projection and colour affinity, the terms of BoxInst.
 
 Tian et al., "BoxInst: High-Performance Instance Segmentation with Box Annotations", CVPR 2021
 (arXiv 2012.02310), equations 3 to 7, written for the class probabilities of a segmentation
@@ -19,24 +19,58 @@ NEIGHBOURS = ((0, DILATION), (DILATION, 0), (DILATION, DILATION), (DILATION, -DI
 
 
 def projection_loss(probabilities, rows, columns, box_classes, weights):
-  """1 - Dice along rows plus 1 - Dice along columns, a weighted mean over an image's boxes.
+  """1 - Dice along rows plus 1 - Dice along columns, a weighted mean over each image's boxes.
 
   Args:
-    probabilities: float32 [height, width, num_classes].
-    rows: bool [n, height], the rows of each box.
-    columns: bool [n, width], its columns.
-    box_classes: int32 [n].
-    weights: float32 [n], 0 for what is no box.
+    probabilities: float32 [batch, height, width, num_classes].
+    rows: bool [batch, n, height], the rows of each box.
+    columns: bool [batch, n, width], its columns.
+    box_classes: int32 [batch, n].
+    weights: float32 [batch, n], 0 for what is no box.
 
   Returns:
-    float32 scalar in [0, 2], 0 without a box. A box that holds no pixel is none.
+    float32 [batch] in [0, 2], 0 without a box. A box that holds no pixel is none.
   """
-  of_box = jnp.moveaxis(probabilities, -1, 0)[box_classes]  # [n, height, width]
-  inside = rows[:, :, None] & columns[:, None, :]
-  mask = jnp.where(inside, of_box, 0.0)
-  loss = _dice_loss(mask.max(2), rows) + _dice_loss(mask.max(1), columns)
-  weights = jnp.where(inside.any((1, 2)), weights, 0.0)
-  return jnp.sum(loss * weights) / jnp.maximum(jnp.sum(weights), 1e-6)
+  # Image by image: hundreds of boxes times the canvas would fill the memory.
+  where = jax.lax.stop_gradient(probabilities), rows, columns, box_classes
+  column_of_row, row_of_column = jax.lax.map(lambda example: _peaks(*example), where)
+  height, width = probabilities.shape[1:3]
+  image = jnp.arange(len(probabilities))[:, None, None]
+  of_class = box_classes[:, :, None]
+  along_rows = probabilities[image, jnp.arange(height), column_of_row, of_class]
+  along_columns = probabilities[image, row_of_column, jnp.arange(width), of_class]
+  loss = _dice_loss(jnp.where(rows, along_rows, 0.0), rows)
+  loss += _dice_loss(jnp.where(columns, along_columns, 0.0), columns)
+  weights = jnp.where(rows.any(2) & columns.any(2), weights, 0.0)
+  return jnp.sum(loss * weights, 1) / jnp.maximum(jnp.sum(weights, 1), 1e-6)
+
+
+def _peaks(probabilities, rows, columns, box_classes):
+  """Where a box's class is most probable in each of its rows and columns.
+
+  A maximum of integers instead of an argmax, which takes CPUs five times as long: the lowest bits
+  of a probability make room for its place. On canvases below 1024 pixels, probabilities that
+  differ by less than 2^-13 of their size can so be taken for one another.
+
+  Args:
+    probabilities: float32 [height, width, num_classes], >= 0.
+    rows: bool [n, height].
+    columns: bool [n, width].
+    box_classes: int32 [n].
+
+  Returns:
+    (int32 [n, height], a column for each row; int32 [n, width], a row for each column).
+  """
+  height, width = probabilities.shape[:2]
+  place = (1 << max(height, width).bit_length()) - 1
+  # Floats that are not negative are in the order of their bits.
+  of_classes = jnp.moveaxis(probabilities, -1, 0).astype(jnp.float32)
+  bits = jax.lax.bitcast_convert_type(of_classes, jnp.int32) & ~place
+  with_column = (bits | jnp.arange(width))[box_classes]  # [n, height, width]
+  with_row = (bits | jnp.arange(height)[:, None])[box_classes]
+  best_column = jnp.where(columns[:, None, :], with_column, 0).max(2)
+  best_row = jnp.where(rows[:, :, None], with_row, 0).max(1)
+  return best_column & place, best_row & place
 
 
 def _dice_loss(values, wanted):
@@ -106,13 +140,6 @@ def image_losses(probabilities, image, spans, inside, box_classes, weights, affi
   Returns:
     float32 [batch].
   """
-
-  # Image by image, and computed again for the gradient: hundreds of boxes times the canvas
-  # would fill the memory.
-  @jax.checkpoint
-  def one(example):
-    p, pixels, rows, columns, within, classes, w = example
-    projection = projection_loss(p, rows, columns, classes, w)
-    return projection + affinity_weight * affinity_loss(p, pixels, within)
-
-  return jax.lax.map(one, (probabilities, image, *spans, inside, box_classes, weights))
+  rows, columns = spans
+  projection = projection_loss(probabilities, rows, columns, box_classes, weights)
+  return projection + affinity_weight * jax.vmap(affinity_loss)(probabilities, image, inside)

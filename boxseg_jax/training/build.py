@@ -79,6 +79,7 @@ def loss_settings(
     bootstrap_ramp=round(config.loss.bootstrap_ramp * steps),
     class_weights=tuple(class_weights),
     box_priors=box_priors,
+    projection_weight=arm.projection_weight,
   )
 
 

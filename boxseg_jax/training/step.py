@@ -34,6 +34,7 @@ class LossSettings(NamedTuple):
     bootstrap_ramp: steps until they count fully.
     class_weights: one weight per class.
     box_priors: how objects lie in their boxes, of "posterior".
+    projection_weight: of the terms of BoxInst inside boxes (networks of earlier runs have none).
   """
 
   num_classes: int
@@ -46,6 +47,7 @@ class LossSettings(NamedTuple):
   bootstrap_ramp: int
   class_weights: tuple[float, ...]
   box_priors: BoxPriors | None
+  projection_weight: float = 0.0
 
 
 def example_keys(key, step, local_batch: int, axis_name: str):
@@ -211,6 +213,7 @@ def make_loss(model, settings: LossSettings) -> Callable:
       target,
       inside_boxes=settings.inside_boxes,
       class_weights=class_weights,
+      projection_weight=settings.projection_weight,
       affinity_weight=jnp.minimum(step / max(settings.bootstrap_start, 1), 1.0),
     )
     labels, in_mask = batch["labels"], objective.pixel_roles(batch, boxes).in_mask
