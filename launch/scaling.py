@@ -96,13 +96,13 @@ def all_reduced(size: Sizes, num_classes: int) -> dict[str, int]:
 
   Returns:
     "gradient"; "statistics": a mean and a mean square per channel, and their gradients;
-    "metrics": six terms of the loss and its weight, certainty in boxes and their pixels, overlap
+    "metrics": six terms of the loss, its weight, certainty in boxes and their pixels, overlap
     and union of each class of the foreground.
   """
   return {
     "gradient": FLOAT * size.parameters,
     "statistics": 2 * FLOAT * size.statistics,
-    "metrics": FLOAT * (8 + 2 * (num_classes - 1)),
+    "metrics": FLOAT * (9 + 2 * (num_classes - 1)),
   }
 
 

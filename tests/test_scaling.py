@@ -53,8 +53,8 @@ def test_devices_exchange_gradient_statistics_metrics_and_nothing_else(kind, dev
   assert not [name for name in COLLECTIVES if f"stablehlo.{name}" in text]
   assert 4 * sum(sums) == sum(parts.values())
   assert (size.norms > 0) == (norm == "batch")
-  # One for each array of parameters, one forth and one back for each norm, ten metrics.
-  assert len(sums) == len(jax.tree.leaves(state.params)) + 2 * size.norms + 10
+  # One for each array of parameters, one forth and one back for each norm, eleven metrics.
+  assert len(sums) == len(jax.tree.leaves(state.params)) + 2 * size.norms + 11
 
 
 # Bootstrapping sends nothing, and compiles for long; without it this is cheap.
@@ -81,7 +81,7 @@ def test_the_compiler_gathers_the_gradient_and_adds_nothing(kind):
     for one, _ in found
   ]
   size, parts = predicted(state)
-  without = 8  # bytes: the loss has no terms of the teacher and of sigma
+  without = 12  # bytes: the loss has no terms of the teacher, of sigma and of BoxInst
   assert 4 * sum(map(sum, elements)) == sum(parts.values()) - without
   # Norms wait for one another; gradient and metrics go with them or in two sums of their own.
   assert len(found) <= 2 * size.norms + 2
