@@ -8,7 +8,7 @@ result.classes, result.probability, result.certainty
 result.plot()
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["load"]
 
 

@@ -279,6 +279,14 @@ class TestGoingOn:
     with pytest.raises(InputError, match=r"augment\.crop: \[\] -> \[16, 16\]"):
       refuse_other_configuration(small(augment__crop=(16, 16)), tmp_path)
 
+  def test_a_key_whose_default_is_new_was_what_was_done_before(self, tmp_path):
+    earlier = configuration.flatten(small())
+    del earlier["loss.projection_weight"]
+    (tmp_path / "config.json").write_text(json.dumps(earlier))
+    refuse_other_configuration(small(loss__projection_weight=0.0), tmp_path)
+    with pytest.raises(InputError, match=r"loss\.projection_weight: 0\.0 -> 0\.3"):
+      refuse_other_configuration(small(), tmp_path)
+
 
 _CHILD = {
   "cwd": ROOT,
@@ -430,6 +438,14 @@ class TestArms:
     damage(found)
     path.write_text(json.dumps(found))
     with pytest.raises(InputError, match="study.json: is damaged"):
+      study.known_rows(config)
+
+  def test_what_another_version_measured_is_not_taken_over(self, tmp_path):
+    config, path = small(), tmp_path / "study.json"
+    found = {"made_with": study.made_with(config) | {"boxseg_jax": "0.1.0"}, "cells": []}
+    path.write_text(json.dumps(found))
+    config.study.known = (str(path),)
+    with pytest.raises(InputError, match=r"study\.json is a study by boxseg_jax 0\.1\.0, whose"):
       study.known_rows(config)
 
   def test_study_repeats_what_learns_from_boxes_with_each_fault(self, tmp_path):

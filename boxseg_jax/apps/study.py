@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from boxseg_jax import __version__, data
 from boxseg_jax import config as configuration
-from boxseg_jax import data
 from boxseg_jax.apps import curves, tables
 from boxseg_jax.data import split
 from boxseg_jax.errors import InputError
@@ -142,7 +142,7 @@ def known_rows(config: ConfigDict) -> dict[Cell, dict]:
     the row (command, device, versions), which need not be what makes this study.
 
   Raises:
-    InputError: a file that is no `study.json`, or that of another configuration.
+    InputError: a file that is no `study.json`, or that of another version or configuration.
   """
   found: dict[Cell, dict] = {}
   ours = _shared(made_with(config)["config"])
@@ -150,7 +150,7 @@ def known_rows(config: ConfigDict) -> dict[Cell, dict]:
     content = read_json(path)
     try:
       origin_of_all = dict(content["made_with"])
-      theirs = _shared(origin_of_all.pop("config"))
+      theirs, version = _shared(origin_of_all.pop("config")), origin_of_all["boxseg_jax"]
       rows = {
         Cell(*(row[field] for field in Cell._fields)): {"made_with": origin_of_all} | row
         for row in content["cells"]
@@ -160,6 +160,11 @@ def known_rows(config: ConfigDict) -> dict[Cell, dict]:
       raise InputError(f"{path}: is damaged: it is no study.json ({error!r})") from error
     if not complete:
       raise InputError(f"{path}: is damaged: a run without metrics")
+    if version != __version__:  # only what differs from a version's defaults is written down
+      raise InputError(
+        f"{path} is a study by boxseg_jax {version}, whose defaults need not be those of "
+        f"{__version__}"
+      )
     if ours != theirs:
       raise InputError(
         f"{path} is a study of another configuration; where one of the two differs from the "

@@ -22,6 +22,8 @@ from boxseg_jax.training.snapshots import Snapshots
 # Parts of the configuration that change nothing in what a run becomes.
 _OF_NO_RUN: tuple[str, ...] = ("study.", "benchmark.", "predict.", "label.", "export.")
 _OF_NO_RUN += ("train.profile_steps", "train.on_failed_write")
+# What was done before there was a key whose default does something else.
+_BEFORE_THE_KEY = {"loss.projection_weight": 0.0}
 
 
 class Run:
@@ -222,8 +224,8 @@ def refuse_other_configuration(config: ConfigDict, workdir: Path) -> None:
       return
   except OSError as error:
     raise InputError(f"the workdir {workdir} cannot be used: {error}") from error
-  # A key that came with a later version does by default what was done before it.
-  old = configuration.flatten(configuration.get_config()) | read_json(path)
+  # A key that came with a later version does by default what was done before it, or is listed.
+  old = configuration.flatten(configuration.get_config()) | _BEFORE_THE_KEY | read_json(path)
   new = configuration.flatten(config)
   changed = configuration.differences(_of_one_run(old), _of_one_run(new))
   if changed:
