@@ -13,7 +13,8 @@ from boxseg_jax.errors import OutOfMemoryError
 TRAINING = ("data.batch_size", "data.canvas")
 EVALUATION = ("eval.batch_size", "data.canvas")
 EITHER = ("data.batch_size", "eval.batch_size", "data.canvas")
-_STATUS = "RESOURCE_EXHAUSTED"  # XLA's, while it compiles and while a program runs
+# XLA's words: the status while it compiles or runs, and what a CPU says where a program is started.
+_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory")
 
 
 @contextlib.contextmanager
@@ -30,7 +31,7 @@ def told(config: ConfigDict, keys: tuple[str, ...] = EITHER) -> Iterator[None]:
   try:
     yield
   except (jax.errors.JaxRuntimeError, MemoryError) as error:
-    if not isinstance(error, MemoryError) and _STATUS not in str(error):
+    if not isinstance(error, MemoryError) and not any(word in str(error) for word in _WORDS):
       raise
     raise OutOfMemoryError(_message(config, keys, error)) from error
 

@@ -253,6 +253,13 @@ def out_of_memory(text):
   raise jax.errors.JaxRuntimeError(text)
 
 
+def memory_limited(size):
+  """This process may take so many bytes more, addresses that were never written to counted."""
+  pages = int(Path("/proc/self/statm").read_text().split()[0])
+  most = resource.getrlimit(resource.RLIMIT_AS)[1]
+  resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size, most))
+
+
 def no_locks(*_):
   """As on a file system without them."""
   raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

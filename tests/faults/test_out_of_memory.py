@@ -1,5 +1,6 @@
 """Too little memory, on a device and on the host."""
 
+import sys
 from functools import partial
 
 import drill
@@ -26,6 +27,17 @@ def test_what_to_lower_is_told(whole, cache, tmp_path):
   status, said = drill.run(tmp_path / "log", args, fault)
   assert status == 1, said
   drill.assert_told(said, "error: out of memory on the device (cpu)", *keys, TEXT)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits addresses as Linux does")
+def test_a_step_larger_than_the_memory(cache, tmp_path):
+  """What a step needs is taken at once, and is five times the limit: nothing else fails first."""
+  config = drill.small(data__batch_size=4096, data__canvas=(64, 64), model__width=32)
+  args = drill.arguments(config, tmp_path / "run", cache)
+  status, said = drill.run(tmp_path / "log", args, partial(drill.memory_limited, 16 * 2**30))
+  assert status == 1, said
+  told = "error: out of memory on the device (cpu)"
+  drill.assert_told(said, told, "config.data.batch_size, now 4096", "Out of memory allocating")
 
 
 def test_what_xla_itself_raises():
