@@ -213,9 +213,6 @@ def _train():
     "log_every": 25,
     "eval_every": 0,
     "checkpoint_every": 100,
-    # First and last step, counted from 1, of which a trace for TensorBoard and XProf is written
-    # to <workdir>/profile: (20, 24); () = none. The first step compiles.
-    "profile_steps": (),
     # Checkpoints kept: the newest, and the best one by `best_metric`.
     "keep_checkpoints": 2,
     "best_metric": "foreground_iou",
@@ -374,7 +371,6 @@ def check(config: ConfigDict) -> None:
   _require(_is_size(canvas), "data.canvas", canvas, "(height, width) in whole pixels")
   no_crop = len(crop) == 0
   _require(no_crop or _is_size(crop), "augment.crop", crop, "() or (height, width) in whole pixels")
-  _check_profile_steps(flat["train.profile_steps"], flat["train.num_steps"])
   names = flat["data.class_names"]
   distinct = len(set(names)) == len(names) and 2 <= len(names) <= MAX_CLASSES
   _require(distinct, "data.class_names", names, "2 to 255 different names, background first")
@@ -384,12 +380,6 @@ def check(config: ConfigDict) -> None:
   metrics = ["foreground_iou", "miou", "pixel_accuracy", *(f"iou/{name}" for name in names)]
   best = flat["train.best_metric"]
   _require(best in metrics, "train.best_metric", best, f"one of {', '.join(metrics)}")
-
-
-def _check_profile_steps(steps, num_steps):
-  whole = all(isinstance(step, int) for step in steps)
-  fits = not steps or (len(steps) == 2 and whole and 1 <= steps[0] <= steps[1] <= num_steps)
-  _require(fits, "train.profile_steps", steps, "() or (first, last), in 1 to train.num_steps")
 
 
 def _check_label_maps(flat):

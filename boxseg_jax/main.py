@@ -51,6 +51,7 @@ def _define_flags() -> None:
   flags.DEFINE_enum("mode", "train", MODES, "What to do.")
   flags.DEFINE_multi_string("images", [], "File, folder or pattern (predict); may be repeated.")
   flags.DEFINE_string("to", "", "Folder (predict, label), file or format (export) of the results.")
+  flags.DEFINE_string("profile_steps", "", "Steps to trace for XProf, first:last (train).")
   cache = str(Path.home() / ".cache/boxseg_jax")
   flags.DEFINE_string("compilation_cache", cache, "Folder of compiled programs.")
   flags.DEFINE_bool("distributed", False, "One of several processes of a job (train, evaluate).")
@@ -60,13 +61,14 @@ def _main(_) -> None:
   # Imported late, so that a misspelt flag is told at once.
   from boxseg_jax import parallel
   from boxseg_jax.apps import benchmark, check_data, export, label, predict, report, results, study
-  from boxseg_jax.training import loop, memory
+  from boxseg_jax.training import loop, memory, trace
 
   values = flags.FLAGS
   # Orbax tells every rename as INFO, every checkpoint between evaluations as a WARNING, and as an
   # ERROR, with a traceback, what it raises as well.
   logging.set_verbosity(logging.FATAL)
-  runs: dict[str, Callable] = {"train": loop.train, "evaluate": results.evaluate_run}
+  train = partial(loop.train, profile_steps=trace.read_steps(values.profile_steps))
+  runs: dict[str, Callable] = {"train": train, "evaluate": results.evaluate_run}
   if values.distributed and values.mode not in runs:
     raise InputError(f"--distributed is for the modes {', '.join(runs)}, not for {values.mode}")
   runs |= {"study": study.run, "benchmark": benchmark.run}

@@ -190,11 +190,6 @@ def test_arms_differ_in_what_they_say_and_nothing_else():
     ("train.num_steps", 0),
     ("train.keep_checkpoints", 0),
     ("train.best_metric", "foreground_iuo"),
-    ("train.profile_steps", (3,)),
-    ("train.profile_steps", (0, 3)),
-    ("train.profile_steps", (4, 3)),
-    ("train.profile_steps", (2.0, 3.0)),
-    ("train.profile_steps", (299, 301)),
   ],
 )
 def test_values_no_run_can_work_with_are_refused(key, value):

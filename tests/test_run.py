@@ -183,13 +183,17 @@ class TestWhatARunLeavesBehind:
     assert any("step 6" in line for line in lines)
 
 
-def test_a_traced_run_becomes_the_same_and_may_be_traced_anew(finished, tmp_path):
+def test_a_traced_run_becomes_the_same(finished, tmp_path):
   _, workdir, _, _ = finished
-  loop.train(small(train__profile_steps=(3, 4)), tmp_path, report=lambda line: None)
+  loop.train(small(), tmp_path, report=lambda line: None, profile_steps=(3, 4))
   (traced,) = (tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb")
   assert traced.stat().st_size > 1000
   assert_same_bits(last_state(small(), workdir), last_state(small(), tmp_path))
-  Run(small(train__profile_steps=(1, 2)), tmp_path, report=lambda line: None)  # not refused
+
+
+def test_steps_to_trace_are_of_the_run(tmp_path):
+  with pytest.raises(InputError, match="from 1 to 6, not 6 to 7"):
+    loop.train(small(), tmp_path, report=lambda line: None, profile_steps=(6, 7))
 
 
 class TestGoingOn:

@@ -1,9 +1,13 @@
 """Traces of training steps: those that were asked for, whatever becomes of the run."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from boxseg_jax.errors import InputError
 from boxseg_jax.training import trace
 
 
@@ -56,3 +60,30 @@ def test_what_stops_a_run_leaves_the_trace_so_far(tmp_path):
 def test_nothing_is_written_where_no_such_step_comes(tmp_path, asked):
   take(tmp_path, asked, start_step=4)
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("text", "steps"), [("", ()), ("20:24", (20, 24)), ("3:3", (3, 3))])
+def test_steps_as_the_command_line_has_them(text, steps):
+  assert trace.read_steps(text) == steps
+  trace.check(steps, 24)
+
+
+@pytest.mark.parametrize("text", ["3", "3:", "1:2:3", "a:b", "-1:3", "1.5:2", "(1, 2)"])
+def test_steps_written_otherwise_are_refused(text):
+  with pytest.raises(InputError, match="first:last"):
+    trace.read_steps(text)
+
+
+def test_the_command_line_takes_them(tmp_path):
+  command = [sys.executable, "-m", "boxseg_jax.main", f"--workdir={tmp_path}"]
+  child = subprocess.run(
+    [*command, "--profile_steps=299:301"], check=False, capture_output=True, text=True, timeout=100
+  )
+  assert (child.returncode, child.stdout) == (2, "")
+  assert child.stderr.endswith("error: steps to trace are from 1 to 300, not 299 to 301\n")
+
+
+@pytest.mark.parametrize("steps", [(0, 3), (4, 3), (299, 301)])
+def test_steps_that_never_come_are_refused(steps):
+  with pytest.raises(InputError, match="from 1 to 300"):
+    trace.check(steps, 300)

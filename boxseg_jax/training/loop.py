@@ -10,13 +10,15 @@ from ml_collections import ConfigDict
 from boxseg_jax.errors import NonFiniteLossError, StoppedError
 from boxseg_jax.files import write_json
 from boxseg_jax.parallel import StopRequest
-from boxseg_jax.training import memory, origin, snapshots
+from boxseg_jax.training import memory, origin, snapshots, trace
 from boxseg_jax.training.metric_writer import MetricWriter
 from boxseg_jax.training.progress import Progress
 from boxseg_jax.training.run import Run
 
 
-def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
+def train(
+  config: ConfigDict, workdir, *, report=print, profile_steps: tuple[int, ...] = ()
+) -> dict[str, float]:
   """Trains, evaluates and leaves checkpoints, metrics and pictures in the workdir.
 
   A run that was stopped at any point goes on when it is started again, and ends
@@ -27,6 +29,8 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
     config: complete configuration, see `boxseg_jax.config`.
     workdir: folder of the run, made where it is missing.
     report: takes lines of text for the person who waits.
+    profile_steps: (first, last), counted from 1, of which a trace is written, see
+      `training.trace`; () for none. The first step compiles.
 
   Returns:
     Metrics of the final evaluation by name, as in `<workdir>/result.json`.
@@ -38,8 +42,9 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
     WriteError: a file cannot be written; the last good checkpoint is kept.
     OutOfMemoryError: a device or the host has too little memory.
   """
-  run = Run(config, workdir, report=report)
   num_steps = config.train.num_steps
+  trace.check(profile_steps, num_steps)
+  run = Run(config, workdir, report=report)
   with contextlib.ExitStack() as at_the_end:
     at_the_end.enter_context(run.locked())
     at_the_end.enter_context(memory.told(config, memory.TRAINING))
@@ -68,7 +73,7 @@ def train(config: ConfigDict, workdir, *, report=print) -> dict[str, float]:
       at_the_end.enter_context(origin.noted(run.notes, start_step))
       report("Compiling the training step; on a GPU this can take minutes.")
 
-    train_step = at_the_end.enter_context(run.traced_train_step(start_step))
+    train_step = at_the_end.enter_context(run.traced_train_step(start_step, profile_steps))
     window = Window()
     results: dict[str, float] | None = None
     batches = progress.watch(run.batches(start_step))

@@ -21,7 +21,7 @@ from boxseg_jax.training.snapshots import Snapshots
 
 # Parts of the configuration that change nothing in what a run becomes.
 _OF_NO_RUN: tuple[str, ...] = ("study.", "benchmark.", "predict.", "label.", "export.")
-_OF_NO_RUN += ("train.profile_steps", "train.on_failed_write")
+_OF_NO_RUN += ("train.on_failed_write",)
 # What was done before there was a key whose default does something else.
 _BEFORE_THE_KEY = {"loss.projection_weight": 0.0}
 
@@ -165,9 +165,9 @@ class Run:
       self.config, self.model, self.optimizer, self.settings, self.parallel
     )
 
-  def traced_train_step(self, start_step: int):
-    """Context of `train_step`; the first process writes `train.profile_steps` to `profile/`."""
-    steps = () if self.parallel.process_index else tuple(self.config.train.profile_steps)
+  def traced_train_step(self, start_step: int, steps: tuple[int, ...]):
+    """Context of `train_step`; the first process writes a trace of the steps to `profile/`."""
+    steps = () if self.parallel.process_index else steps
     folder = self.workdir / "profile"
     return trace.traced(self.train_step(), folder, steps, start_step=start_step)
 

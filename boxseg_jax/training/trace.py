@@ -6,6 +6,36 @@ from pathlib import Path
 
 import jax
 
+from boxseg_jax.errors import InputError
+
+
+def read_steps(text: str) -> tuple[int, ...]:
+  """(first, last) of "first:last", () of "".
+
+  Raises:
+    InputError: it is written otherwise.
+  """
+  if not text:
+    return ()
+  numbers = text.split(":")
+  if len(numbers) != 2 or not all(map(str.isdecimal, numbers)):
+    raise InputError(f"--profile_steps is written first:last, such as 20:24, not {text}")
+  return tuple(map(int, numbers))
+
+
+def check(steps: tuple[int, ...], num_steps: int) -> None:
+  """Refuses to trace what a run of so many steps never comes to.
+
+  Args:
+    steps: (first, last), counted from 1, or () for no trace.
+    num_steps: of the run.
+
+  Raises:
+    InputError: the steps are none of the run.
+  """
+  if steps and not 1 <= steps[0] <= steps[-1] <= num_steps:
+    raise InputError(f"steps to trace are from 1 to {num_steps}, not {steps[0]} to {steps[-1]}")
+
 
 @contextlib.contextmanager
 def traced(
