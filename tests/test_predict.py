@@ -115,6 +115,9 @@ class TestModel:
     np.testing.assert_allclose(one.logits, many[1].logits, atol=1e-4)
     same = model.predict(make_image((50, 40), 1))
     np.testing.assert_array_equal(same.logits, one.logits)
+    mixed = [(300, 20), (50, 40), (300, 30), (20, 90)]  # batched by size, handed out in order
+    results = model.predict([make_image(size, 0) for size in mixed], batch_size=2)
+    assert [result.classes.shape for result in results] == mixed
 
   def test_what_a_result_says(self, finished, photos):
     result = boxseg_jax.load(finished[1]).predict(photos / "0.png", mirror=True)

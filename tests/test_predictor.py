@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from data_cases import make_image
 
-from boxseg_jax.data import examples
+from boxseg_jax.data import examples, feed
 from boxseg_jax.data.photos import as_photos
 from boxseg_jax.errors import InputError
+from boxseg_jax.evaluation import predictor as predictor_module
 from boxseg_jax.evaluation.predictor import Predictor
 
 CANVAS = (16, 24)
@@ -45,11 +46,26 @@ def reference(photo):
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_fitted_scores_at_every_size(batch_size):
   pairs = list(predictor(batch_size=batch_size).scores(photos()))
-  assert [photo.name for photo, _ in pairs] == [photo.name for photo in photos()]
+  assert sorted(photo.name for photo, _ in pairs) == sorted(photo.name for photo in photos())
   for photo, scores in pairs:
     logits, sigma = reference(photo)
     np.testing.assert_allclose(scores.logits, logits, atol=1e-4)
     np.testing.assert_allclose(scores.sigma, sigma, atol=1e-4)
+
+
+def test_photos_of_like_size_share_a_batch(monkeypatch):
+  resized_to = []
+
+  def full_shape(batch):
+    resized_to.append(whole(batch))
+    return resized_to[-1]
+
+  whole = predictor_module._full_shape
+  monkeypatch.setattr(predictor_module, "_MOST_PIXELS", float("inf"))
+  monkeypatch.setattr(predictor_module, "_full_shape", full_shape)
+  mixed = [(20, 30), (300, 20), (40, 200)] * 2
+  assert len(list(predictor(batch_size=2).decisions(photos(mixed)))) == 6
+  assert set(resized_to) == {feed.bucket(size) for size in mixed}
 
 
 @pytest.mark.parametrize("tiles", ["fit", "slide"])

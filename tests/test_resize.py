@@ -65,4 +65,4 @@ def test_strips_come_with_the_rows_of_what_else_is_given():
   firsts = in_strips(
     lambda strip, part: part[:, 0, 0], scores, jnp.ones((2, 2)), size, (256, 5), rows
   )
-  np.testing.assert_array_equal(firsts, [[top, top] for top in range(0, 256, 32)])
+  np.testing.assert_array_equal(firsts, [[top, top] for top in range(0, 256, 16)])

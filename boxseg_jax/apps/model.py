@@ -1,6 +1,5 @@
 """A trained network in the hands of a person: `load`, `predict`, look."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -139,7 +138,9 @@ class Model:
     """
     photos, single = as_photos(images)
     predictor = self.predictor(tiles=tiles, overlap=overlap, mirror=mirror, batch_size=batch_size)
-    results = list(self._results(predictor, photos))
+    # Found by photo, as they do not come in order.
+    found = {id(photo): scores for photo, scores in predictor.scores(photos)}
+    results = [self._result(photo, found[id(photo)]) for photo in photos]
     if boxes is not None:
       several = ([boxes], [box_classes]) if single else (boxes, box_classes)
       results = self._with_masks(results, *several)
@@ -206,9 +207,8 @@ class Model:
       raise InputError(f"{name}: {count} boxes, but {len(found)} classes of them")
     return np.array(found, np.int32)
 
-  def _results(self, predictor, photos) -> Iterator[Result]:
-    for photo, scores in predictor.scores(photos):
-      yield Result(photo.name, self.class_names, scores.logits, scores.sigma, photo)
+  def _result(self, photo, scores) -> Result:
+    return Result(photo.name, self.class_names, scores.logits, scores.sigma, photo)
 
   def __repr__(self):
     names = ", ".join(self.class_names)

@@ -106,7 +106,7 @@ def judge(
     scores.append(Score(index, metrics.summary(counts)["foreground_iou"], _certainty(decision)))
     count(len(scores), len(reader))
   count.close()
-  return scores, total
+  return sorted(scores, key=lambda score: score.index), total
 
 
 def _decisions(predictor, reader, indices):

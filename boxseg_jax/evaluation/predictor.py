@@ -2,11 +2,13 @@
 
 "fit" scales a photo to the canvas, as in training, and the logits back to the photo's own size;
 "slide" moves a window of the canvas's size over it (`tiles`). Either way few shapes are compiled:
-photos are batched by powers of two, and their own sizes rounded up.
+photos are batched by powers of two, and their own sizes rounded up. A batch is resized to its
+largest photo, so that photos of like size share one.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,7 @@ from boxseg_jax.evaluation.resize import highest, in_strips, joined
 from boxseg_jax.losses import uncertainty
 
 _MOST_PIXELS = 1 << 26  # of the photos of one batch
+_SORTED = 4  # batches of photos among which those of like size are found
 
 
 class Scores(NamedTuple):
@@ -113,7 +116,7 @@ class Predictor:
   def scores(
     self, photos: Iterable[Photo], on_error: OnError = raise_error
   ) -> Iterator[tuple[Photo, Scores]]:
-    """Logits and sigma of each photo.
+    """Logits and sigma of each photo; fitted ones not quite in order, those of like size together.
 
     Args:
       photos: read some ahead, in threads.
@@ -130,7 +133,7 @@ class Predictor:
   def decisions(
     self, photos: Iterable[Photo], on_error: OnError = raise_error
   ) -> Iterator[tuple[Photo, Decision]]:
-    """Class and certainty of each photo; arguments as of `scores`."""
+    """Class and certainty of each photo; order and arguments as of `scores`."""
     if not self._slides:
       yield from self._fitted(photos, on_error, _decide)
       return
@@ -145,9 +148,10 @@ class Predictor:
   def _fitted(self, photos, on_error, use):
     """Photo by photo what `use` makes of the logits, one batch ahead of the reader."""
     read = partial(_read_fitted, canvas=self._canvas)
-    fitted = self._read(read, photos, on_error, 2 * self._batch_size)
+    reach = _SORTED * self._batch_size
+    fitted = self._read(read, photos, on_error, reach)
     running = None
-    for batch in _batches(fitted, self._batch_size):
+    for batch in _batches(_by_size(fitted, reach), self._batch_size):
       finished, running = running, (batch, self._start(batch, use))
       yield from _cropped(finished)
     yield from _cropped(running)
@@ -203,6 +207,13 @@ def _read_fitted(photo: Photo, canvas):
   size = (height, width)
   image = photo.read_reduced(examples.fitted_size(size, canvas))
   return *examples.fit_image(image, canvas), size
+
+
+def _by_size(fitted, reach):
+  """The same, sorted by size among so many."""
+  fitted = iter(fitted)
+  while some := list(islice(fitted, reach)):
+    yield from sorted(some, key=lambda one: feed.bucket(one[1][2]))
 
 
 def _batches(fitted, batch_size):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_STRIP = 32  # rows at most: what is resized stays in a CPU's cache
+_STRIP = 16  # rows at most: what is resized stays in a CPU's cache
 
 
 def in_strips(
