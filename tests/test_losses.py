@@ -227,12 +227,10 @@ def a_batch(num_classes=3, seed=0):
   }
 
 
-def run_objective(
-  batch, logits, sigma, *, inside_boxes="uncertainty", weights=(1.0, 1.0, 1.0), **others
-):
+def run_objective(batch, logits, sigma, *, inside_boxes="uncertainty", weights=(1.0, 1.0, 1.0)):
   boxes = objective.read_boxes(batch, 3)
   target = jax.nn.one_hot(boxes.box_class, 3)
-  loss = {"inside_boxes": inside_boxes, "class_weights": jnp.array(weights), **others}
+  loss = {"inside_boxes": inside_boxes, "class_weights": jnp.array(weights)}
   return objective.objective(logits, sigma, batch, boxes, target, **loss)
 
 
@@ -463,30 +461,25 @@ class TestProjection:
     found = projection.lab(jnp.asarray(image, jnp.float32))
     np.testing.assert_allclose(found, expected, atol=0.05)
 
-  @pytest.mark.parametrize("inside_boxes", ["none", "separate"])
-  def test_objective_weighs_it_like_the_pixels_inside(self, inside_boxes):
-    rng = np.random.default_rng(5)
-    logits = jnp.asarray(rng.normal(size=(2, *CANVAS, 3)), jnp.float32)
-    sigma = jnp.ones((2, *CANVAS))
-    batch = a_batch()
+  def test_an_image_weighs_like_the_pixels_inside_its_boxes(self):
+    logits = jnp.asarray(np.random.default_rng(5).normal(size=(2, *CANVAS, 3)), jnp.float32)
+    batch, class_weights = a_batch(), jnp.array([1.0, 1.0, 3.0])
+    boxes = objective.read_boxes(batch, 3)
+    # Each of the four pixels inside weighs 0.25 + 0.25 + 0.5 * 3.
+    target = jnp.full((2, *CANVAS, 3), jnp.array([0.25, 0.25, 0.5]))
 
-    def run(logits, weight):
-      loss = {"inside_boxes": inside_boxes, "projection_weight": weight, "affinity_weight": 0.5}
-      return run_objective(batch, logits, sigma, **loss)
+    def run(logits):
+      weighing = {"class_weights": class_weights, "affinity_weight": 0.5}
+      return objective.boxinst_loss(logits, batch, boxes, target, **weighing)
 
-    total, sums = run(logits, 0.3)
-    without, plain = run(logits, 0.0)
-    assert "loss_projection" not in plain and (plain["loss_box"] == 0) == (inside_boxes == "none")
-    assert all(sums[name] == plain[name] for name in plain)
     spans = jnp.zeros((1, 4), bool).at[:, :2].set(True), jnp.zeros((1, 6), bool).at[:, :2].set(True)
     p = jax.nn.softmax(logits[1])
     inside = spans[0][0][:, None] & spans[1][0]
-    boxes = *(x[None] for x in spans), jnp.array([[1]]), jnp.ones((1, 1))
-    (expected,) = 0.3 * 4 * projection.projection_loss(p[None], *boxes)
-    expected += 0.3 * 4 * 0.5 * projection.affinity_loss(p, batch["image"][1], inside)
-    assert float(sums["loss_projection"]) == pytest.approx(float(expected), rel=1e-5)
-    assert float(total - without) == pytest.approx(float(expected), rel=1e-4)
-    grads = jax.grad(lambda x: run(x, 0.3)[0] - run(x, 0.0)[0])(logits)
+    of_box = *(x[None] for x in spans), jnp.array([[1]]), jnp.ones((1, 1))
+    (expected,) = 8 * projection.projection_loss(p[None], *of_box)
+    expected += 8 * 0.5 * projection.affinity_loss(p, batch["image"][1], inside)
+    assert float(run(logits)) == pytest.approx(float(expected), rel=1e-5)
+    grads = jax.grad(run)(logits)
     assert np.isfinite(grads).all() and np.abs(grads[1, :2, :2]).max() > 0
     assert not np.any(np.asarray(grads[0]))  # the mask image
 

@@ -90,8 +90,8 @@ def a_batch(case="usual", boxes=None):
   }
 
 
-def of_objective(inside_boxes, logits, sigma, batch, *, classes=CLASSES, projection_weight=0.0):
-  """(what the logits are to lower, what sigma is to lower)."""
+def of_objective(inside_boxes, logits, sigma, batch, *, classes=CLASSES):
+  """(total, sums)."""
   boxes = objective.read_boxes(batch, classes)
   target = TARGET[..., :classes] / TARGET[..., :classes].sum(-1, keepdims=True)
   total, sums = objective.objective(
@@ -102,7 +102,20 @@ def of_objective(inside_boxes, logits, sigma, batch, *, classes=CLASSES, project
     jnp.asarray(target, logits.dtype),
     inside_boxes=inside_boxes,
     class_weights=jnp.asarray(WEIGHTS[:classes], logits.dtype),
-    projection_weight=projection_weight,
+  )
+  return total, sums
+
+
+def of_boxinst(logits, sigma, batch):
+  """The terms of BoxInst beside what is outside of the boxes."""
+  total, sums = of_objective("none", logits, sigma, batch)
+  total += objective.boxinst_loss(
+    logits,
+    batch,
+    objective.read_boxes(batch, CLASSES),
+    jnp.asarray(TARGET, logits.dtype),
+    class_weights=jnp.asarray(WEIGHTS, logits.dtype),
+    affinity_weight=1.0,
   )
   return total, sums
 
@@ -135,7 +148,7 @@ USE_SIGMA = {
 }
 USE_LOGITS = {
   "label": partial(of_objective, "label"),
-  "projection": partial(of_objective, "none", projection_weight=1.0),
+  "projection": of_boxinst,
   "teacher": partial(teacher, with_prior=False),
   "teacher with prior": partial(teacher, with_prior=True),
 }

@@ -8,7 +8,7 @@
                                      "uncertainty": cross entropy of mu / kappa with the target,
                                      "label": of mu with the target, sigma unused,
                                      "none": no cross entropy.
-                                     To each, the terms of BoxInst at `projection_weight`
+                                     Beside each: the terms of BoxInst (`boxinst_loss`)
     void, crowd, padding             weight 0
 
 Sums and weights are returned instead of a mean: they add up over micro-batches
@@ -100,8 +100,6 @@ def objective(
   *,
   inside_boxes,
   class_weights,
-  projection_weight=0.0,
-  affinity_weight=1.0,
 ):
   """Weighted cross entropy of one batch, as sums.
 
@@ -114,14 +112,12 @@ def objective(
     inside_boxes: "separate", "uncertainty", "label" or "none", see above.
     class_weights: float32 [num_classes], > 0, weight of each class in the target; of a soft target,
       each class's part has its own (as in PyTorch's CrossEntropyLoss).
-    projection_weight: float, of the terms of BoxInst; 0: they are not computed.
-    affinity_weight: float32 scalar, weight of the colour affinity beside the projection.
 
   Returns:
     (total, sums): total is the summed weighted cross entropy in nats, to be
     divided by sums["weight"]; sums holds each term ("loss_mask", "loss_outside",
-    "loss_box"; with "separate" also "loss_sigma", with BoxInst's terms "loss_projection"), the
-    weight, and "certainty_box" with "box_pixels" for the mean certainty inside boxes.
+    "loss_box"; with "separate" also "loss_sigma"), the weight, and "certainty_box" with
+    "box_pixels" for the mean certainty inside boxes.
   """
   logits = uncertainty.class_logits(logits)
   num_classes = logits.shape[-1]
@@ -145,11 +141,6 @@ def objective(
   if inside_boxes == "separate":
     doubt = _doubt(logits, sigma, boxes)
     terms["loss_sigma"] = jnp.sum(doubt, where=roles.inside_box)
-  if projection_weight:
-    of_image = _projection(logits, batch, roles.inside_box, class_weights, affinity_weight)
-    # Each image's counts as much as the pixels inside of its boxes.
-    weight = jnp.sum(weights, axis=(1, 2), where=roles.inside_box)
-    terms["loss_projection"] = projection_weight * jnp.sum(of_image * weight)
   counted = roles.in_mask | roles.outside_boxes | roles.inside_box
   sums = {
     **terms,
@@ -170,12 +161,27 @@ def _doubt(logits, sigma, boxes):
   return uncertainty.cross_entropy(shrunk, of_box)
 
 
-def _projection(logits, batch, inside, class_weights, affinity_weight):
-  """`projection.image_losses` of an augmented batch, [batch]."""
+def boxinst_loss(logits, batch, boxes, box_target, *, class_weights, affinity_weight):
+  """Projection and colour affinity in the boxes of a batch, as a sum; see `projection`.
+
+  Each image's count as much as the pixels inside its boxes do in `objective`.
+
+  Args:
+    logits: float32 [batch, height, width, K], K = 1 for a binary task.
+    batch: as for `objective`.
+    boxes: as for `objective`.
+    box_target: as for `objective`; it decides how much a pixel weighs.
+    class_weights: as for `objective`.
+    affinity_weight: float32 scalar, weight of the colour affinity beside the projection.
+
+  Returns:
+    float32 scalar in nats, to be divided like `objective`'s total.
+  """
+  inside = pixel_roles(batch, boxes).inside_box
   classes = batch["box_classes"]
   real = (classes > 0) & ~batch["box_is_crowd"]
-  return projection.image_losses(
-    jax.nn.softmax(logits, axis=-1),
+  of_image = projection.image_losses(
+    jax.nn.softmax(uncertainty.class_logits(logits), axis=-1),
     batch["image"],
     spans(batch["boxes"], inside.shape[1:]),
     inside,
@@ -183,6 +189,8 @@ def _projection(logits, batch, inside, class_weights, affinity_weight):
     jnp.where(real, class_weights[classes], 0.0),
     affinity_weight,
   )
+  weights = jnp.sum(box_target * class_weights, axis=-1)
+  return jnp.sum(of_image * jnp.sum(weights, axis=(1, 2), where=inside))
 
 
 def teacher_loss(logits, labels, in_mask, *, class_weights, prior=None):

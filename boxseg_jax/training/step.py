@@ -213,9 +213,18 @@ def make_loss(model, settings: LossSettings) -> Callable:
       target,
       inside_boxes=settings.inside_boxes,
       class_weights=class_weights,
-      projection_weight=settings.projection_weight,
-      affinity_weight=jnp.minimum(step / max(settings.bootstrap_start, 1), 1.0),
     )
+    if settings.projection_weight:
+      of_boxes = objective.boxinst_loss(
+        outputs.logits,
+        batch,
+        boxes,
+        target,
+        class_weights=class_weights,
+        affinity_weight=jnp.minimum(step / max(settings.bootstrap_start, 1), 1.0),
+      )
+      sums["loss_projection"] = settings.projection_weight * of_boxes
+      total += sums["loss_projection"]
     labels, in_mask = batch["labels"], objective.pixel_roles(batch, boxes).in_mask
     if taught is not None:
       shown = len(taught)
