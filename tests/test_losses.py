@@ -234,6 +234,19 @@ def run_objective(batch, logits, sigma, *, inside_boxes="uncertainty", weights=(
   return objective.objective(logits, sigma, batch, boxes, target, **loss)
 
 
+def test_void_crowds_and_padding_have_no_role():
+  batch = a_batch()
+  roles = objective.pixel_roles(batch, objective.read_boxes(batch, 3))
+  of_mask, of_boxes = np.ones(CANVAS, bool), np.ones(CANVAS, bool)
+  of_mask[0, :2] = of_mask[3] = False  # void; beyond the image
+  of_boxes[2:, 4:] = of_boxes[3] = False  # a crowd
+  np.testing.assert_array_equal(roles.in_mask, [of_mask, np.zeros(CANVAS, bool)])
+  inside = np.zeros(CANVAS, bool)
+  inside[:2, :2] = True
+  np.testing.assert_array_equal(roles.inside_box, [np.zeros(CANVAS, bool), inside])
+  np.testing.assert_array_equal(roles.outside_boxes, [np.zeros(CANVAS, bool), of_boxes & ~inside])
+
+
 class TestObjective:
   rng = np.random.default_rng(5)
   logits = jnp.asarray(rng.normal(size=(2, *CANVAS, 3)), jnp.float32)
