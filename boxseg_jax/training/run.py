@@ -20,8 +20,7 @@ from boxseg_jax.training.checkpoint import Checkpoints
 from boxseg_jax.training.snapshots import Snapshots
 
 # Parts of the configuration that change nothing in what a run becomes.
-_OF_NO_RUN: tuple[str, ...] = ("study.", "benchmark.", "predict.", "label.", "export.")
-_OF_NO_RUN += ("train.on_failed_write",)
+_OF_NO_RUN = ("study.", "benchmark.", "predict.", "label.", "export.", "train.on_failed_write")
 # What was done before there was a key whose default does something else.
 _BEFORE_THE_KEY = {"loss.projection_weight": 0.0}
 
