@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare machine to a trained network: installs into .venv and runs the main job
-# on the embedded data set, once per arm. Takes about 6 minutes on two cores.
+# on the embedded data set, once per arm. Takes about 8 minutes on two cores.
 # Further arguments go to the program, e.g. --config.train.num_steps=100.
 set -euo pipefail
 cd "$(dirname "$0")/.."
