@@ -274,7 +274,7 @@ def _use():
       # Also write each image with the classes' colours over it.
       "overlays": True,
     },
-    # --mode=label; boxes and images as in `data`.
+    # --mode=label and --mode=refine; boxes and images as in `data`.
     "label": {
       # Split whose boxes become masks.
       "split": "train",
@@ -284,6 +284,8 @@ def _use():
       "format": "coco_rle",
       # The most doubtful masks that are drawn for review, in review.png.
       "pictures": 40,
+      # How long --mode=refine learns, in batches of 32 boxes.
+      "refine_steps": 1000,
     },
     # --mode=export.
     "export": {
@@ -307,6 +309,7 @@ _AT_LEAST_ONE = (
   "data.batch_size",
   "data.workers",
   "eval.batch_size",
+  "label.refine_steps",
   "optimizer.accumulate",
   "train.num_steps",
   "train.keep_checkpoints",

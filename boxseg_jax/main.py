@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from boxseg_jax.errors import InputError, ToldError
 
 MODES: tuple[str, ...] = ("train", "evaluate", "study", "benchmark", "check_data")
-MODES += ("predict", "label", "export", "report")
+MODES += ("predict", "refine", "label", "export", "report")
 
 
 def run() -> None:
@@ -60,7 +60,17 @@ def _define_flags() -> None:
 def _main(_) -> None:
   # Imported late, so that a misspelt flag is told at once.
   from boxseg_jax import parallel
-  from boxseg_jax.apps import benchmark, check_data, export, label, predict, report, results, study
+  from boxseg_jax.apps import (
+    benchmark,
+    check_data,
+    export,
+    label,
+    predict,
+    refine,
+    report,
+    results,
+    study,
+  )
   from boxseg_jax.training import loop, memory, trace
 
   values = flags.FLAGS
@@ -72,7 +82,7 @@ def _main(_) -> None:
   if values.distributed and values.mode not in runs:
     raise InputError(f"--distributed is for the modes {', '.join(runs)}, not for {values.mode}")
   runs |= {"study": study.run, "benchmark": benchmark.run}
-  runs |= {"check_data": check_data.run, "report": report.run}
+  runs |= {"check_data": check_data.run, "report": report.run, "refine": refine.run}
   runs |= {"export": partial(export.run, to=values.to), "label": partial(label.run, to=values.to)}
   runs |= {"predict": partial(predict.run, images=values.images, to=values.to)}
   parallel.start(values.compilation_cache, distributed=values.distributed)

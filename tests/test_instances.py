@@ -32,7 +32,10 @@ def a_crop(boxes, classes, *, seed=0, scale=2.0, hidden=0):
   padding = 3 - len(boxes)
   moved = np.array([*boxes, *[(0, 0, 12, 12)] * padding], float) + [20, 30, 20, 30]
   classes = np.array([*classes, *[0] * padding], np.int32)
-  return instances.Crop(logits, own, image, 20 + places, 30 + places, shown, moved, classes)
+  features = np.zeros((SIDE // 2, SIDE // 2, 1))
+  return instances.Crop(
+    logits, own, features, image, 20 + places, 30 + places, shown, moved, classes
+  )
 
 
 def expected(crop):

@@ -92,6 +92,7 @@ class TestRules:
     crop = instances.Crop(
       logits=jnp.asarray(logits, jnp.float32),
       own_logits=jnp.asarray(logits, jnp.float32),
+      features=jnp.zeros((side // 2, side // 2, 1)),
       image=jnp.full((side, side, 3), 0.5) if image is None else jnp.asarray(image, jnp.float32),
       y=jnp.arange(side) + 0.5,
       x=jnp.arange(side) + 0.5,

@@ -63,6 +63,8 @@ def run(config: ConfigDict, workdir, *, to: str = "", report: Callable[[str], No
   records = load_records(config.data, config.label.split)
   if config.label.format == "index_png":
     labels.require_own_files(config.data.root, [record.image_id for record in records])
+  if model.network.refiner is None:
+    report("Masks are made by rules; --mode=refine learns better ones from a run's masks.")
   folder = Path(to) if to else saved.beside(workdir, "labelled")
   made, rate, broken = _make(config, model, records, folder, report)
   where = _write(config, records, made, folder)

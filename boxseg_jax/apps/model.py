@@ -169,6 +169,7 @@ class Model:
       canvas=self.canvas,
       mean_masks=priors.mean_masks,
       fill_bands=priors.fill_bands,
+      refiner_variables=self.network.refiner,
     )
 
   def _with_masks(self, results, boxes, box_classes):

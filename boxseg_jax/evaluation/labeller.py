@@ -6,6 +6,7 @@ network for each power of two of boxes, two of the crops.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,19 +17,22 @@ from PIL import Image
 from boxseg_jax import augment
 from boxseg_jax.data.examples import fit_image
 from boxseg_jax.losses import instances
-from boxseg_jax.losses.instances import SIDE, Crop
+from boxseg_jax.losses.instances import SIDE, Crop, Outcome
+from boxseg_jax.models import refiner
+from boxseg_jax.models.layers import blocks_of_four
 
 # Networks learn from images at up to twice the canvas's scale, and boxes are small: chosen among
 # 1, 1.5, 2, 3, 4 and their means (launch/results/method.md).
 ZOOM = 2
-_SHARE = 0.75  # of a crop that its box takes, so that there is something around it
+SHARE = 0.75  # of a crop that its box takes, so that there is something around it
 _SLIMMEST = 4.0  # times longer than wide; slimmer boxes are stretched, to have some pixels
 _NEAR = 12  # other boxes of a crop, those that cover most of the box first
 _CHUNKS = 8, 32  # crops at once
 _FEWEST_BOXES = 8  # slots
 
-# (state, batch as from `augment.prepare`) -> (logits, own_logits), see `step.make_evidence_fn`.
-EvidenceFn = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+# (state, batch as from `augment.prepare`) -> (logits, own_logits, features), see
+# `step.make_evidence_fn`.
+EvidenceFn = Callable[[Any, Any], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 class BoxMask(NamedTuple):
@@ -55,6 +59,28 @@ class BoxMask(NamedTuple):
     return mask
 
 
+class SeenBox(NamedTuple):
+  """What a refiner sees of one box.
+
+  Attributes:
+    outcome: `losses.instances.Outcome` of its crop, numpy.
+    y: float32 [side], rows of the crop in pixels of the image.
+    x: float32 [side], its columns.
+  """
+
+  outcome: Outcome
+  y: np.ndarray
+  x: np.ndarray
+
+  def sample(self, pixels: np.ndarray) -> np.ndarray:
+    """A mask of the image in the crop: bool [height, width] -> float64 [side, side] in [0, 1]."""
+    down, across = (
+      _between(at, np.arange(length) + 0.5)
+      for at, length in zip((self.y, self.x), pixels.shape, strict=True)
+    )
+    return down @ pixels @ across.T
+
+
 class BoxLabeller:
   """A network bound to how boxes are made into masks."""
 
@@ -66,6 +92,7 @@ class BoxLabeller:
     canvas: tuple[int, int],
     mean_masks: Any,
     fill_bands: Any,
+    refiner_variables: Any = None,
   ):
     """Binds the network; each shape is compiled when it is first met.
 
@@ -75,16 +102,23 @@ class BoxLabeller:
       canvas: (height, width) in pixels that images were fitted to in training.
       mean_masks: of the classes, see `data.box_priors.BoxPriors`.
       fill_bands: likewise.
+      refiner_variables: of `models.refiner`, learned with this network; None: the rules alone.
     """
     self._canvas = (ZOOM * canvas[0], ZOOM * canvas[1])
 
-    def look(state, image, extent, boxes, box_classes):
-      return _look(evidence_fn, state, image, extent, boxes, box_classes)
+    def judge(refiner_variables, seen, extent, crops):
+      refine = refiner_variables and partial(refiner.build().apply, refiner_variables, train=False)
+      crops = _with_evidence(seen, extent, crops, num_classes)
+      return instances.masks(crops, mean_masks, fill_bands, refine)
 
-    def judge(seen, extent, crops):
-      return instances.masks(_with_logits(seen, extent, crops), mean_masks, fill_bands)
+    def outcomes(seen, extent, crops):
+      crops = _with_evidence(seen, extent, crops, num_classes)
+      return instances.outcomes(crops, mean_masks, fill_bands)
 
-    self._state, self._look, self._judge = state, jax.jit(look), jax.jit(judge)
+    num_classes = len(mean_masks)
+    self._state, self._look = state, jax.jit(partial(look, evidence_fn))
+    self._judge = partial(jax.jit(judge), refiner_variables)
+    self._outcomes = jax.jit(outcomes)
 
   def masks(
     self,
@@ -106,20 +140,46 @@ class BoxLabeller:
       One for each wanted box, in order; None for a box that covers nothing of the image.
     """
     size = np.array(image.shape[:2])
-    boxes = np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0.0, np.tile(size, 2))
-    box_classes = np.asarray(box_classes, np.int32)
+    boxes, box_classes = _of_image(boxes, size), np.asarray(box_classes, np.int32)
     wanted = range(len(boxes)) if wanted is None else wanted
-    real = [int(index) for index in wanted if (boxes[index, 2:] > boxes[index, :2]).all()]
+    real = _covering(boxes, wanted)
     found = {}
     if real:
       seen, extent = self._seen(image, boxes, box_classes)
-      crops = (_crop(image, boxes, box_classes, index) for index in real)
-      for index, place, outcome in zip(real, *self._judged(seen, extent, crops), strict=True):
-        found[index] = _at_own_size(boxes[index], size, place, *outcome)
+      crops = [_crop(image, boxes, box_classes, index) for index in real]
+      judged = _in_chunks(partial(self._judge, seen, extent), crops)
+      for index, crop, outcome in zip(real, crops, judged, strict=True):
+        found[index] = _at_own_size(boxes[index], size, (crop["y"], crop["x"]), *outcome)
     return [found.get(int(index)) for index in wanted]
 
+  def seen_boxes(
+    self,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    box_classes: np.ndarray,
+    wanted: Sequence[int],
+    share: float = SHARE,
+  ) -> list[SeenBox]:
+    """What a refiner sees of each wanted box; arguments as of `masks`.
+
+    Args:
+      image: uint8 [height, width, 3], RGB.
+      boxes: float [n, 4].
+      box_classes: int [n].
+      wanted: positions of boxes that cover something of the image.
+      share: of a crop's side that its box takes.
+    """
+    boxes, box_classes = _of_image(boxes, image.shape[:2]), np.asarray(box_classes, np.int32)
+    seen, extent = self._seen(image, boxes, box_classes)
+    crops = [_crop(image, boxes, box_classes, int(index), share) for index in wanted]
+    found = _in_chunks(partial(self._outcomes, seen, extent), crops)
+    return [
+      SeenBox(Outcome(*outcome), crop["y"], crop["x"])
+      for outcome, crop in zip(found, crops, strict=True)
+    ]
+
   def _seen(self, image, boxes, box_classes):
-    """Both logits [height, width, 2 num_classes] on the canvas, and what of it is image."""
+    """Logits and features [height, width, ...] on the canvas, and what of it is image."""
     fitted, extent = fit_image(image, self._canvas)
     slots = max(_FEWEST_BOXES, 1 << (len(boxes) - 1).bit_length())
     filling = slots - len(boxes)
@@ -131,23 +191,47 @@ class BoxLabeller:
     )
     return seen, extent[0]
 
-  def _judged(self, seen, extent, crops):
-    """(where the crops lie, (probability, certainty) of each)."""
-    crops, started, done = list(crops), [], 0
-    while done < len(crops):
-      rest = len(crops) - done
-      count = next((c for c in _CHUNKS if c >= rest), _CHUNKS[-1])
-      chunk = crops[done : done + count]
-      filled = chunk + chunk[-1:] * (count - len(chunk))
-      stacked = {name: np.stack([crop[name] for crop in filled]) for name in filled[0]}
-      started.append(self._judge(seen, extent, stacked))
-      done += count
-    # Fetched when all are started. What fills up the last chunk comes last.
-    outcomes = [one for chunk in jax.device_get(started) for one in zip(*chunk, strict=True)]
-    return [(crop["y"], crop["x"]) for crop in crops], outcomes[: len(crops)]
+
+def _of_image(boxes, size):
+  """Boxes float64 [n, 4] without what lies beyond the image."""
+  return np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0.0, np.tile(size, 2))
 
 
-def _look(evidence_fn, state, image, extent, boxes, box_classes):
+def _covering(boxes, wanted) -> list[int]:
+  """Positions of the boxes that cover something of the image."""
+  return [int(index) for index in wanted if (boxes[index, 2:] > boxes[index, :2]).all()]
+
+
+def _in_chunks(judge, crops) -> list[tuple]:
+  """What `judge` gives of each crop, from as few shapes as `_CHUNKS` has."""
+  started, done = [], 0
+  while done < len(crops):
+    rest = len(crops) - done
+    count = next((c for c in _CHUNKS if c >= rest), _CHUNKS[-1])
+    chunk = crops[done : done + count]
+    filled = chunk + chunk[-1:] * (count - len(chunk))
+    stacked = {name: np.stack([crop[name] for crop in filled]) for name in filled[0]}
+    started.append(judge(stacked))
+    done += count
+  # Fetched when all are started. What fills up the last chunk comes last.
+  outcomes = [one for chunk in jax.device_get(started) for one in zip(*chunk, strict=True)]
+  return outcomes[: len(crops)]
+
+
+def look(evidence_fn: EvidenceFn, state, image, extent, boxes, box_classes):
+  """What the network sees of one image that is shown with its boxes.
+
+  Args:
+    evidence_fn: see `EvidenceFn`.
+    state: what it takes.
+    image: uint8 [1, height, width, 3], RGB, on a canvas.
+    extent: float32 [1, 2], the part of it that is image.
+    boxes: float32 [1, n, 4], (ymin, xmin, ymax, xmax) in [0, 1] of the image.
+    box_classes: int32 [1, n], 0 = padding.
+
+  Returns:
+    float32 [height, width, 2 num_classes + f]: both logits, then the features.
+  """
   batch = augment.unlabelled(image, extent) | {
     "boxes": boxes,
     "box_classes": box_classes,
@@ -156,7 +240,7 @@ def _look(evidence_fn, state, image, extent, boxes, box_classes):
   return jnp.concatenate(evidence_fn(state, augment.prepare(batch)), axis=-1)[0]
 
 
-def _with_logits(seen, extent, crops) -> Crop:
+def _with_evidence(seen, extent, crops, num_classes) -> Crop:
   """The crops, with what the network saw in them."""
   covered = jnp.round(extent * jnp.array(seen.shape[:2]))
 
@@ -165,18 +249,18 @@ def _with_logits(seen, extent, crops) -> Crop:
     return augment.sample_bilinear(seen, rows[:, None], columns[None], covered)
 
   crops = dict(crops)
-  logits, own_logits = jnp.split(
-    jax.vmap(sample)(crops["y"], crops["x"], crops.pop("size")), 2, axis=-1
-  )
+  sampled = jax.vmap(sample)(crops["y"], crops["x"], crops.pop("size"))
+  logits, own_logits, features = jnp.split(sampled, (num_classes, 2 * num_classes), axis=-1)
+  features = blocks_of_four(features).mean((2, 4))
   crops["image"] = crops["image"].astype(jnp.float32) / 255
-  return Crop(logits=logits, own_logits=own_logits, **crops)
+  return Crop(logits, own_logits, features, **crops)
 
 
-def _crop(image, boxes, box_classes, index) -> dict[str, np.ndarray]:
+def _crop(image, boxes, box_classes, index, share=SHARE) -> dict[str, np.ndarray]:
   """The surroundings of a box, without what the network sees in them."""
   size, box = np.array(image.shape[:2]), boxes[index]
   sides = box[2:] - box[:2]
-  steps = np.minimum(sides.max(), _SLIMMEST * sides) / (_SHARE * SIDE)
+  steps = np.minimum(sides.max(), _SLIMMEST * sides) / (share * SIDE)
   low = (box[:2] + box[2:]) / 2 - SIDE / 2 * steps
   high = low + SIDE * steps
   y, x = low[:, None] + (np.arange(SIDE) + 0.5) * steps[:, None]

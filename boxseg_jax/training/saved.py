@@ -2,10 +2,13 @@
 
 A run writes `network.json` beside its checkpoints, which says how the network is built and what
 its loss learned from the data; one file, `*.safetensors`, holds the same and the parameters.
+What corrects its box masks (`models.refiner`) is another such file beside the checkpoints, and of
+one of them; in a file by itself, the network has it too.
 """
 
 import json
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +24,20 @@ from boxseg_jax import files, models
 from boxseg_jax.data import images
 from boxseg_jax.data.box_priors import GRID, BoxPriors
 from boxseg_jax.errors import InputError
-from boxseg_jax.models import pretrained
+from boxseg_jax.evaluation import labeller
+from boxseg_jax.losses import instances
+from boxseg_jax.models import pretrained, refiner
 from boxseg_jax.training import build
 from boxseg_jax.training.checkpoint import Checkpoints
-from boxseg_jax.training.step import LossSettings
+from boxseg_jax.training.step import LossSettings, make_evidence_fn
 
 DESCRIPTION = "network.json"
 FILE = "model.safetensors"  # in a folder that is no run
+REFINER = "refiner.safetensors"  # in a run
 # In a safetensors file's metadata: the description, and the fingerprint of all that was written.
 _KEY, _FINGERPRINT = "boxseg_jax", "boxseg_jax.fingerprint"
+_REFINER = "refiner"  # among the names of arrays
+_NETWORK = "boxseg_jax.network"  # in a refiner's metadata: fingerprint of what it was learned with
 
 
 class Network(NamedTuple):
@@ -42,6 +50,7 @@ class Network(NamedTuple):
     canvas: (height, width) in pixels that images were fitted to in training.
     settings: of the loss; what boxes become depends on them.
     description: as `describe` gave it; with "step", number of training steps taken.
+    refiner: variables of `models.refiner` that were learned with this network; None: none were.
   """
 
   model: Any
@@ -50,6 +59,7 @@ class Network(NamedTuple):
   canvas: tuple[int, int]
   settings: LossSettings
   description: dict
+  refiner: Any = None
 
 
 def beside(path, name: str) -> Path:
@@ -61,7 +71,7 @@ def beside(path, name: str) -> Path:
 def fingerprint(network: Network) -> str:
   """Changes with the network and its parameters: eight hexadecimal digits."""
   state = zlib.crc32(json.dumps(network.description, sort_keys=True).encode())
-  for array in jax.tree.leaves(jax.device_get(network.variables)):
+  for array in jax.tree.leaves(jax.device_get((network.variables, network.refiner))):
     state = zlib.crc32(np.ascontiguousarray(array), state)
   return f"{state:08x}"
 
@@ -121,10 +131,36 @@ def save(network: Network, path) -> None:
   Raises:
     InputError: it cannot be written.
   """
-  flat = traverse_util.flatten_dict(jax.device_get(network.variables), sep="/")
+  variables = dict(network.variables)
+  variables |= {} if network.refiner is None else {_REFINER: network.refiner}
+  metadata = {_KEY: json.dumps(network.description), _FINGERPRINT: fingerprint(network)}
+  _write(path, variables, metadata)
+
+
+def save_refiner(network: Network, workdir) -> Path:
+  """Writes the refiner of a run's network beside its checkpoints.
+
+  Args:
+    network: of the run, with a refiner.
+    workdir: of the run.
+
+  Returns:
+    The file.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  path = Path(workdir) / REFINER
+  alone = fingerprint(network._replace(refiner=None))
+  metadata = {_NETWORK: alone, _FINGERPRINT: fingerprint(network)}
+  _write(path, {_REFINER: network.refiner}, metadata)
+  return path
+
+
+def _write(path, variables, metadata):
+  flat = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
   arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
   # Not save_file: that makes files which nobody else may read.
-  metadata = {_KEY: json.dumps(network.description), _FINGERPRINT: fingerprint(network)}
   files.write_bytes(path, serialised(arrays, metadata=metadata))
 
 
@@ -140,7 +176,34 @@ def _of_run(workdir, step):
     raise
   except Exception as error:  # Orbax raises whatever a damaged folder makes it raise
     raise InputError(f"{workdir}: its checkpoints cannot be read: {error}") from error
-  return _network(description | {"step": step}, variables, described)
+  network = _network(description | {"step": step}, variables, described)
+  return _with_refiner(network, workdir / REFINER)
+
+
+def _with_refiner(network: Network, path: Path) -> Network:
+  """The network of a run with its refiner, if there is one of this very network."""
+  if not path.exists():
+    return network
+  metadata, flat = pretrained.read_file(path)
+  if metadata.get(_NETWORK) != fingerprint(network):
+    return network  # of another checkpoint
+  wanted = traverse_util.flatten_dict({_REFINER: _refiner_like(network)}, sep="/")
+  _require_fitting(path, wanted, flat)
+  variables = traverse_util.unflatten_dict(flat, sep="/")[_REFINER]
+  network = network._replace(refiner=jax.tree.map(jnp.asarray, variables))
+  _require_unchanged(path, metadata, network)
+  return network
+
+
+def _refiner_like(network: Network):
+  """Shapes of the variables of a network's refiner."""
+  num_classes = len(network.class_names)
+  see = partial(labeller.look, make_evidence_fn(network.model, network.settings))
+  image, extent = np.zeros((1, *network.canvas, 3), np.uint8), np.ones((1, 2), np.float32)
+  no_boxes = np.zeros((1, 1, 4), np.float32), np.zeros((1, 1), np.int32)
+  seen = jax.eval_shape(see, network.variables, image, extent, *no_boxes)
+  channels = instances.evidence_channels(num_classes)
+  return refiner.shapes(instances.SIDE, channels, seen.shape[-1] - 2 * num_classes)
 
 
 def _of_checkpoints(workdir, step, best_metric, like):
@@ -169,20 +232,36 @@ def _of_file(path):
   if not isinstance(description.get("step"), int):
     raise InputError(f"{path}: is damaged: its description has no step")
   wanted = traverse_util.flatten_dict(_variables_like(description, path), sep="/")
+  of_refiner = {name: array for name, array in flat.items() if name.startswith(f"{_REFINER}/")}
+  _require_fitting(path, wanted, {name: flat[name] for name in flat.keys() - of_refiner.keys()})
+  variables = jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))
+  variables.setdefault("batch_stats", {})
+  refiner_variables = variables.pop(_REFINER, None)
+  network = _network(description, variables, path)
+  if of_refiner:
+    like = traverse_util.flatten_dict({_REFINER: _refiner_like(network)}, sep="/")
+    _require_fitting(path, like, of_refiner)
+    network = network._replace(refiner=refiner_variables)
+  # Files of earlier versions have none, and are what they are.
+  if _FINGERPRINT in metadata:
+    _require_unchanged(path, metadata, network)
+  return network
+
+
+def _require_fitting(path, wanted, given) -> None:
+  """Refuses arrays by name whose names, shapes or types are not those that are wanted."""
   differing = sorted(
     name
-    for name in wanted.keys() | flat.keys()
-    if name not in wanted or name not in flat or not _fits(wanted[name], flat[name])
+    for name in wanted.keys() | given.keys()
+    if name not in wanted or name not in given or not _fits(wanted[name], given[name])
   )
   if differing:
     raise InputError(f"{path}: {len(differing)} arrays do not fit the network, e.g. {differing[0]}")
-  variables = traverse_util.unflatten_dict(flat, sep="/")
-  variables.setdefault("batch_stats", {})
-  network = _network(description, jax.tree.map(jnp.asarray, variables), path)
-  # Files of earlier versions have none, and are what they are.
-  if _FINGERPRINT in metadata and metadata[_FINGERPRINT] != fingerprint(network):
+
+
+def _require_unchanged(path, metadata, network) -> None:
+  if metadata.get(_FINGERPRINT) != fingerprint(network):
     raise InputError(f"{path}: is damaged: it has changed since it was written")
-  return network
 
 
 def _fits(wanted, given):

@@ -15,6 +15,7 @@ import optax
 
 from boxseg_jax.data.box_priors import BoxPriors
 from boxseg_jax.losses import bootstrap, crf, objective, uncertainty
+from boxseg_jax.models.layers import resize
 from boxseg_jax.training.state import TrainState, update_ema
 
 
@@ -76,20 +77,27 @@ def _object_priors(batch, settings: LossSettings):
 
 
 def _seen(model, variables, batch, boxes, settings: LossSettings):
-  """(`Outputs` of the network, unweighted logits of it and its teacher).
+  """(`Outputs` of the network, unweighted logits of it and its teacher, what decoders gave).
 
   Were targets made of weighted ones, the loss would weight them once more, and each round of
   bootstrapping make objects of rare classes fatter.
   """
-  image = batch["image"]
+  apply = partial(
+    model.apply,
+    variables,
+    batch["image"],
+    train=False,
+    capture_intermediates=lambda module, _: module.name == "decoder",
+    mutable=["intermediates"],
+  )
   if settings.teacher != "boxes":
-    outputs = model.apply(variables, image, train=False)
-    return outputs, _unweighted(outputs.logits, settings)
+    outputs, kept = apply()
+    return outputs, _unweighted(outputs.logits, settings), jax.tree.leaves(kept)
   maps = objective.read_box_maps(batch, boxes)
-  outputs, logits = model.apply(variables, image, maps, train=False, method="with_teacher")
+  (outputs, logits), kept = apply(maps, method="with_teacher")
   if settings.bootstrap == "posterior":  # what either knows: the geometric mean of both
     logits = (logits + outputs.logits) / 2.0
-  return outputs, _unweighted(logits, settings)
+  return outputs, _unweighted(logits, settings), jax.tree.leaves(kept)
 
 
 def _unweighted(logits, settings: LossSettings):
@@ -111,7 +119,7 @@ def bootstrapped(model, variables, batch, boxes, settings: LossSettings, *, stre
   Returns:
     (target float32 [batch, height, width, num_classes], sigma float32 [batch, height, width]).
   """
-  outputs, logits = _seen(model, variables, batch, boxes, settings)
+  outputs, logits, _ = _seen(model, variables, batch, boxes, settings)
   fill = smooth = None
   if settings.bootstrap == "posterior":
     assert settings.box_priors is not None, "a posterior has priors"
@@ -372,7 +380,7 @@ def make_target_fn(model, settings: LossSettings) -> Callable:
 
 
 def make_evidence_fn(model, settings: LossSettings) -> Callable:
-  """`(variables, batch) -> (logits, own_logits)`: what is seen, with nothing added.
+  """`(variables, batch) -> (logits, own_logits, features)`: what is seen, with nothing added.
 
   Args:
     model: the network.
@@ -380,13 +388,15 @@ def make_evidence_fn(model, settings: LossSettings) -> Callable:
 
   Returns:
     A pure function of the moving average and a batch as from `augment.prepare`: logits of the
-    network and its teacher, where it has one, and of the network alone; both float32 [batch,
-    height, width, num_classes], as they would be had the loss not weighted the classes.
+    network and its teacher, where it has one, and of the network alone, as they would be had the
+    loss not weighted the classes; and the features from which both tell them, resized. Each
+    float32 [batch, height, width, ...].
   """
 
   def evidence(variables, batch):
     boxes = objective.read_boxes(batch, settings.num_classes)
-    outputs, logits = _seen(model, variables, batch, boxes, settings)
-    return logits, _unweighted(outputs.logits, settings)
+    outputs, logits, decoded = _seen(model, variables, batch, boxes, settings)
+    features = [resize(x.astype(jnp.float32), logits.shape[1:3]) for x in decoded]
+    return logits, _unweighted(outputs.logits, settings), jnp.concatenate(features, axis=-1)
 
   return evidence
