@@ -1,5 +1,7 @@
 """Measures what becomes of boxes: filled, by GrabCut, by a trained network (`--mode=label`).
 
+A run that has been through `--mode=refine` is measured refined, others by the rules alone.
+
     python launch/bench_label.py configs/nuclei.py=runs/nuclei configs/camvid.py=runs/camvid \
       --to=launch/results/label
 
@@ -168,6 +170,7 @@ def measure(config_path, workdir, split, root, photos):
   }
   found = {"config": str(config_path), "run": str(workdir), "split": split}
   found |= {"canvas": list(model.canvas), "step": model.network.description.get("step")}
+  found["refined"] = model.network.refiner is not None
   trained = Path(workdir) / "config.json"
   if trained.exists():
     found["mask_fraction"] = json.loads(trained.read_text())["data.mask_fraction"]
@@ -244,7 +247,7 @@ def main():
 def _page(about, sets):
   runs = "; ".join(
     f"{Path(one['config']).stem}: {one.get('mask_fraction', 0):.0%} masks, canvas "
-    f"{one['canvas'][1]}x{one['canvas'][0]}"
+    f"{one['canvas'][1]}x{one['canvas'][0]}{', refined' if one['refined'] else ''}"
     for one in sets
   )
   made_with = ", ".join(f"{name} {value}" for name, value in about.items() if name != "command")

@@ -58,6 +58,7 @@ def test_rows_and_refusals(tmp_path):
   assert (whole["photos"], whole["boxes"]) == (2, 2)
   assert whole["box"]["iou"] == pytest.approx(0.75, abs=0.02)  # half of one box, all of the other
   assert found["subset"]["boxes"] == 2
+  assert found["refined"] is False
   assert 0 < whole["ours"]["iou"] < 1 and whole["ours"]["boxes_per_second"] > 0
   assert "nuclei test, subset" in done.stdout
   assert "nuclei test, subset" in (tmp_path / "label.md").read_text()
