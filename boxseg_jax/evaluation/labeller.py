@@ -108,14 +108,13 @@ class BoxLabeller:
 
     def judge(refiner_variables, seen, extent, crops):
       refine = refiner_variables and partial(refiner.build().apply, refiner_variables, train=False)
-      crops = _with_evidence(seen, extent, crops, num_classes)
+      crops = _with_evidence(seen, extent, crops)
       return instances.masks(crops, mean_masks, fill_bands, refine)
 
     def outcomes(seen, extent, crops):
-      crops = _with_evidence(seen, extent, crops, num_classes)
+      crops = _with_evidence(seen, extent, crops)
       return instances.outcomes(crops, mean_masks, fill_bands)
 
-    num_classes = len(mean_masks)
     self._state, self._look = state, jax.jit(partial(look, evidence_fn))
     self._judge = partial(jax.jit(judge), refiner_variables)
     self._outcomes = jax.jit(outcomes)
@@ -179,7 +178,7 @@ class BoxLabeller:
     ]
 
   def _seen(self, image, boxes, box_classes):
-    """Logits and features [height, width, ...] on the canvas, and what of it is image."""
+    """`Seen` on the canvas, and what of it is image."""
     fitted, extent = fit_image(image, self._canvas)
     slots = max(_FEWEST_BOXES, 1 << (len(boxes) - 1).bit_length())
     filling = slots - len(boxes)
@@ -218,8 +217,22 @@ def _in_chunks(judge, crops) -> list[tuple]:
   return outcomes[: len(crops)]
 
 
-def look(evidence_fn: EvidenceFn, state, image, extent, boxes, box_classes):
-  """What the network sees of one image that is shown with its boxes.
+class Seen(NamedTuple):
+  """What the network sees of one image that is shown with its boxes, on the canvas.
+
+  Attributes:
+    logits: float32 [height, width, num_classes], of the network and its teacher.
+    own_logits: float32 [height, width, num_classes], of the network alone.
+    features: float32 [h, w, f], from which they tell them.
+  """
+
+  logits: jax.Array
+  own_logits: jax.Array
+  features: jax.Array
+
+
+def look(evidence_fn: EvidenceFn, state, image, extent, boxes, box_classes) -> Seen:
+  """Shows the network an image and its boxes.
 
   Args:
     evidence_fn: see `EvidenceFn`.
@@ -228,32 +241,31 @@ def look(evidence_fn: EvidenceFn, state, image, extent, boxes, box_classes):
     extent: float32 [1, 2], the part of it that is image.
     boxes: float32 [1, n, 4], (ymin, xmin, ymax, xmax) in [0, 1] of the image.
     box_classes: int32 [1, n], 0 = padding.
-
-  Returns:
-    float32 [height, width, 2 num_classes + f]: both logits, then the features.
   """
   batch = augment.unlabelled(image, extent) | {
     "boxes": boxes,
     "box_classes": box_classes,
     "box_is_crowd": jnp.zeros_like(box_classes, bool),
   }
-  return jnp.concatenate(evidence_fn(state, augment.prepare(batch)), axis=-1)[0]
+  return Seen(*(x[0] for x in evidence_fn(state, augment.prepare(batch))))
 
 
-def _with_evidence(seen, extent, crops, num_classes) -> Crop:
+def _with_evidence(seen: Seen, extent, crops) -> Crop:
   """The crops, with what the network saw in them."""
-  covered = jnp.round(extent * jnp.array(seen.shape[:2]))
-
-  def sample(y, x, size):
-    rows, columns = y * covered[0] / size[0], x * covered[1] / size[1]
-    return augment.sample_bilinear(seen, rows[:, None], columns[None], covered)
-
   crops = dict(crops)
-  sampled = jax.vmap(sample)(crops["y"], crops["x"], crops.pop("size"))
-  logits, own_logits, features = jnp.split(sampled, (num_classes, 2 * num_classes), axis=-1)
-  features = blocks_of_four(features).mean((2, 4))
+  size = crops.pop("size")
   crops["image"] = crops["image"].astype(jnp.float32) / 255
-  return Crop(logits, own_logits, features, **crops)
+  shape = jnp.array(seen.logits.shape[:2])
+  shares = jnp.round(extent * shape) / shape  # of the canvas, as the image was fitted to it
+
+  def sample(grid):
+    covered = shares * jnp.array(grid.shape[:2])
+    rows, columns = (crops[name] * covered[i] / size[:, i, None] for i, name in enumerate("yx"))
+    places = rows[:, :, None], columns[:, None, :]
+    return jax.vmap(lambda y, x: augment.sample_bilinear(grid, y, x, covered))(*places)
+
+  logits, own_logits, features = map(sample, seen)
+  return Crop(logits, own_logits, blocks_of_four(features).mean((2, 4)), **crops)
 
 
 def _crop(image, boxes, box_classes, index, share=SHARE) -> dict[str, np.ndarray]:

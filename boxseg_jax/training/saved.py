@@ -197,13 +197,12 @@ def _with_refiner(network: Network, path: Path) -> Network:
 
 def _refiner_like(network: Network):
   """Shapes of the variables of a network's refiner."""
-  num_classes = len(network.class_names)
   see = partial(labeller.look, make_evidence_fn(network.model, network.settings))
   image, extent = np.zeros((1, *network.canvas, 3), np.uint8), np.ones((1, 2), np.float32)
   no_boxes = np.zeros((1, 1, 4), np.float32), np.zeros((1, 1), np.int32)
   seen = jax.eval_shape(see, network.variables, image, extent, *no_boxes)
-  channels = instances.evidence_channels(num_classes)
-  return refiner.shapes(instances.SIDE, channels, seen.shape[-1] - 2 * num_classes)
+  channels = instances.evidence_channels(len(network.class_names))
+  return refiner.shapes(instances.SIDE, channels, seen.features.shape[-1])
 
 
 def _of_checkpoints(workdir, step, best_metric, like):

@@ -15,7 +15,6 @@ import optax
 
 from boxseg_jax.data.box_priors import BoxPriors
 from boxseg_jax.losses import bootstrap, crf, objective, uncertainty
-from boxseg_jax.models.layers import resize
 from boxseg_jax.training.state import TrainState, update_ema
 
 
@@ -389,14 +388,14 @@ def make_evidence_fn(model, settings: LossSettings) -> Callable:
   Returns:
     A pure function of the moving average and a batch as from `augment.prepare`: logits of the
     network and its teacher, where it has one, and of the network alone, as they would be had the
-    loss not weighted the classes; and the features from which both tell them, resized. Each
-    float32 [batch, height, width, ...].
+    loss not weighted the classes, both float32 [batch, height, width, num_classes]; and the
+    features from which they tell them, float32 [batch, h, w, f] at the decoders' resolution.
   """
 
   def evidence(variables, batch):
     boxes = objective.read_boxes(batch, settings.num_classes)
     outputs, logits, decoded = _seen(model, variables, batch, boxes, settings)
-    features = [resize(x.astype(jnp.float32), logits.shape[1:3]) for x in decoded]
-    return logits, _unweighted(outputs.logits, settings), jnp.concatenate(features, axis=-1)
+    features = jnp.concatenate(decoded, axis=-1).astype(jnp.float32)
+    return logits, _unweighted(outputs.logits, settings), features
 
   return evidence
