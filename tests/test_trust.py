@@ -530,7 +530,7 @@ def test_damaged_files_of_a_run_are_named(tmp_path, text):
       continue  # a configuration of other keys, which is told as such
     (tmp_path / name).write_bytes(content.encode(errors="surrogatepass"))
   config = configuration.get_config()
-  model = SimpleNamespace(network=SimpleNamespace(description={}, variables={}))
+  model = SimpleNamespace(network=SimpleNamespace(description={}, variables={}, refiner=None))
   readers = {
     "split.json": lambda: split.read_lists(str(tmp_path / "split.json")),
     "starts.json": lambda: origin.starts(tmp_path),
