@@ -17,6 +17,7 @@ from data_cases import (
   write_set,
 )
 from PIL import Image
+from pycocotools import mask as coco_mask
 from safetensors.numpy import load_file, save_file
 from scipy import special
 from test_instances import BANDS, BOXES, MEAN_MASKS, a_crop
@@ -26,7 +27,7 @@ import boxseg_jax
 from boxseg_jax.apps import label, refine
 from boxseg_jax.apps.model import Model
 from boxseg_jax.batch import VOID
-from boxseg_jax.data import object_masks
+from boxseg_jax.data import load_records, object_masks
 from boxseg_jax.errors import InputError
 from boxseg_jax.losses import instances
 from boxseg_jax.models import refiner
@@ -245,8 +246,20 @@ class TestCommand:
     assert filled.sum() == 30 * 20 + 20 * 30
     for mask, whole in zip(boxed(model).masks, filled, strict=True):
       assert mask.any() and not (mask & ~whole).any()
-    said = label.run(config, workdir, to=str(tmp_path), report=quiet)
-    assert "masks" in said
+    # --mode=label gives the same masks.
+    shutil.copytree(config.data.root, tmp_path / "set")
+    content = read_json(tmp_path / "set" / "train")
+    for entry in content["annotations"]:
+      del entry["segmentation"]
+    write_json(tmp_path / "set" / "train", content)
+    unmasked = config_of(tmp_path / "set")
+    label.run(unmasked, workdir, to=str(tmp_path / "out"), report=quiet)
+    made = [entry["segmentation"] for entry in read_json(tmp_path / "out")["annotations"][:2]]
+    first = load_records(unmasked.data, "train")[0]
+    corners = (first.boxes.astype(np.float64) * np.tile(SIZE, 2))[:, [1, 0, 3, 2]]
+    result = model.predict(first.read_image(), boxes=corners, box_classes=first.box_classes)
+    for code, mask in zip(made, result.masks, strict=True):
+      np.testing.assert_array_equal(coco_mask.decode(code), mask)
 
   def test_one_file_has_it_too(self, trained, tmp_path):
     _, workdir = trained

@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir, *, report: Callable[[str], None] = print) -
   model = Model(network._replace(refiner=None))
   records = _mask_records(config, workdir)
   examples = gather(config, model.labeller, records, seed=config.seed)
-  if not len(examples):
+  if not examples:
     raise InputError(f"{workdir} learned from no mask of {_LEAST} pixels; a refiner needs some")
   report(f"{len(examples)} views of objects in {len(records)} images with masks.")
   steps = config.label.refine_steps

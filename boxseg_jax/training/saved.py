@@ -177,22 +177,23 @@ def _of_run(workdir, step):
   except Exception as error:  # Orbax raises whatever a damaged folder makes it raise
     raise InputError(f"{workdir}: its checkpoints cannot be read: {error}") from error
   network = _network(description | {"step": step}, variables, described)
-  return _with_refiner(network, workdir / REFINER)
-
-
-def _with_refiner(network: Network, path: Path) -> Network:
-  """The network of a run with its refiner, if there is one of this very network."""
+  path = workdir / REFINER
   if not path.exists():
     return network
   metadata, flat = pretrained.read_file(path)
   if metadata.get(_NETWORK) != fingerprint(network):
-    return network  # of another checkpoint
+    return network  # it is of another checkpoint
+  network = _with_refiner(network, flat, path)
+  _require_unchanged(path, metadata, network)
+  return network
+
+
+def _with_refiner(network: Network, flat, path) -> Network:
+  """The network with the refiner whose arrays these are."""
   wanted = traverse_util.flatten_dict({_REFINER: _refiner_like(network)}, sep="/")
   _require_fitting(path, wanted, flat)
   variables = traverse_util.unflatten_dict(flat, sep="/")[_REFINER]
-  network = network._replace(refiner=jax.tree.map(jnp.asarray, variables))
-  _require_unchanged(path, metadata, network)
-  return network
+  return network._replace(refiner=jax.tree.map(jnp.asarray, variables))
 
 
 def _refiner_like(network: Network):
@@ -231,16 +232,13 @@ def _of_file(path):
   if not isinstance(description.get("step"), int):
     raise InputError(f"{path}: is damaged: its description has no step")
   wanted = traverse_util.flatten_dict(_variables_like(description, path), sep="/")
-  of_refiner = {name: array for name, array in flat.items() if name.startswith(f"{_REFINER}/")}
-  _require_fitting(path, wanted, {name: flat[name] for name in flat.keys() - of_refiner.keys()})
-  variables = jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))
+  of_refiner = {name: flat.pop(name) for name in list(flat) if name.startswith(f"{_REFINER}/")}
+  _require_fitting(path, wanted, flat)
+  variables = traverse_util.unflatten_dict(flat, sep="/")
   variables.setdefault("batch_stats", {})
-  refiner_variables = variables.pop(_REFINER, None)
-  network = _network(description, variables, path)
+  network = _network(description, jax.tree.map(jnp.asarray, variables), path)
   if of_refiner:
-    like = traverse_util.flatten_dict({_REFINER: _refiner_like(network)}, sep="/")
-    _require_fitting(path, like, of_refiner)
-    network = network._replace(refiner=refiner_variables)
+    network = _with_refiner(network, of_refiner, path)
   # Files of earlier versions have none, and are what they are.
   if _FINGERPRINT in metadata:
     _require_unchanged(path, metadata, network)
