@@ -107,8 +107,9 @@ def _grabcut(record, image, chosen):
 
 
 def _ours(model, record, image, chosen):
-  single = np.flatnonzero(~record.box_is_crowd)
-  boxes = record.boxes[single].astype(np.float64) * np.tile(record.size, 2)
+  from boxseg_jax.data.records import single_boxes
+
+  single, boxes = single_boxes(record)
   wanted = np.searchsorted(single, chosen)
   made = model.labeller.masks(image, boxes, record.box_classes[single], wanted)
   return [((mask.top, mask.left, mask.pixels), mask.certainty) for mask in made]

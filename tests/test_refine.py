@@ -261,6 +261,37 @@ class TestCommand:
     for code, mask in zip(made, result.masks, strict=True):
       np.testing.assert_array_equal(coco_mask.decode(code), mask)
 
+  def test_it_is_compared_with_the_rules_on_other_images(self, trained):
+    config, workdir = trained
+    network = saved.load(workdir)
+    filling = jax.tree.map(lambda x: x, network.refiner)
+    filling["params"]["correction"]["bias"] += 9.0
+    models = [Model(network._replace(refiner=one)) for one in (None, filling)]
+    found = refine.judge(config, "test", [model.labeller for model in models], seed=0)
+    assert found.images == 4 and found.ious.shape == (8, 2)
+    # Each object is its box without a margin of 2 pixels, none at the bottom.
+    car, person = 26 * 18 / (30 * 20), 16 * 28 / (20 * 30)
+    np.testing.assert_allclose(found.ious[:, 1], [car, person] * 4)
+    assert (found.ious[:, 0] > 0).all() and (found.ious[:, 0] != found.ious[:, 1]).any()
+    rules, filled = found.ious.mean(0)
+    told = refine._compared(config, network._replace(refiner=filling))
+    assert told.startswith(
+      f"8 boxes in 4 images of test: mean IoU {filled:.3f}, of the rules alone {rules:.3f}."
+    )
+    assert ("Remove the file" in told) == (rules >= filled)
+
+  def test_without_other_masks_nothing_is_claimed(self, trained, tmp_path):
+    config, workdir = trained
+    network = saved.load(workdir)
+    same = config_of(config.data.root, data__eval_split="train")
+    assert "no split" in refine._compared(same, network)
+    shutil.copytree(config.data.root, tmp_path / "set")
+    content = read_json(tmp_path / "set" / "test")
+    for entry in content["annotations"]:
+      del entry["segmentation"]
+    write_json(tmp_path / "set" / "test", content)
+    assert "test has no masks" in refine._compared(config_of(tmp_path / "set"), network)
+
   def test_one_file_has_it_too(self, trained, tmp_path):
     _, workdir = trained
     model = boxseg_jax.load(workdir)

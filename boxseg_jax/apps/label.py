@@ -16,7 +16,7 @@ from boxseg_jax.apps.model import Model, load
 from boxseg_jax.apps.tables import cell
 from boxseg_jax.data import coco, feed, images, labels, load_records, mask_files
 from boxseg_jax.data.mask_files import MadeMask
-from boxseg_jax.data.records import Record
+from boxseg_jax.data.records import Record, single_boxes
 from boxseg_jax.errors import InputError, PartlyDoneError
 from boxseg_jax.evaluation import paint, pictures
 from boxseg_jax.files import write_json, write_text
@@ -140,11 +140,10 @@ def label_image(model: Model, record: Record, image: np.ndarray) -> dict[int, Ma
   Returns:
     By position of the box; certainty 0 and no pixel for a box that covers nothing of the image.
   """
-  single = np.flatnonzero(~record.box_is_crowd)
-  pixels = record.boxes[single].astype(np.float64) * np.tile(record.size, 2)
+  single, boxes = single_boxes(record)
   wanted = mask_files.wanted(record)
   masks = model.labeller.masks(
-    image, pixels, record.box_classes[single], np.searchsorted(single, wanted).tolist()
+    image, boxes, record.box_classes[single], np.searchsorted(single, wanted).tolist()
   )
   nothing = MadeMask(mask_files.encode(record.size, 0, 0, np.zeros((1, 1), bool)), 0.0)
   return {

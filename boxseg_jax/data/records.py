@@ -102,6 +102,16 @@ def held_pixels(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return np.clip(limits, 0, np.tile(size, 2)).astype(int)
 
 
+def single_boxes(record: Record) -> tuple[np.ndarray, np.ndarray]:
+  """The boxes of single objects, crowds left out.
+
+  Returns:
+    (int [n], their positions in the record; float64 [n, 4], (ymin, xmin, ymax, xmax) in pixels).
+  """
+  single = np.flatnonzero(~record.box_is_crowd)
+  return single, record.boxes[single].astype(np.float64) * np.tile(record.size, 2)
+
+
 def max_boxes(records: Sequence[Record], limit: int = 0) -> int:
   """Number of box slots per image.
 
