@@ -73,17 +73,22 @@ def prior_odds(crop, box, label):
   return special.logit(np.clip(prior, 0.03, 0.97))
 
 
-def competing(crop, scores, within, temperature):
-  """Logits of background, the first box's object and all others, per pixel."""
-  boxes = list(zip(crop.boxes, crop.box_classes, strict=True))
-  odds = np.full((len(boxes), SIDE, SIDE), -np.inf)
+def seen_odds(crop, scores, within):
+  """Log-odds of each box's object against background by what is seen, where the box is."""
+  odds = np.full(within.shape, -np.inf)
   for j, r, c in zip(*np.nonzero(within), strict=True):
     here = sorted({crop.box_classes[k] for k in np.flatnonzero(within[:, r, c])})
     score = scores[r, c]
-    seen = score[crop.box_classes[j]] - score[0]
+    odds[j, r, c] = score[crop.box_classes[j]] - score[0]
     # What speaks for any object speaks for those whose boxes are there.
-    seen += special.logsumexp(score[1:]) - special.logsumexp(score[here])
-    odds[j, r, c] = seen / temperature
+    odds[j, r, c] += special.logsumexp(score[1:]) - special.logsumexp(score[here])
+  return odds
+
+
+def competing(crop, scores, within, temperature):
+  """Logits of background, the first box's object and all others, per pixel."""
+  boxes = list(zip(crop.boxes, crop.box_classes, strict=True))
+  odds = seen_odds(crop, scores, within) / temperature
   odds += [prior_odds(crop, box, label) for box, label in boxes]
   others = (
     special.logsumexp(odds[1:], axis=0) if len(boxes) > 1 else np.full(odds[0].shape, -np.inf)

@@ -20,7 +20,17 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.numpy import load_file, save_file
 from scipy import special
-from test_instances import BANDS, BOXES, MEAN_MASKS, a_crop
+from test_instances import (
+  BANDS,
+  BOXES,
+  MEAN_MASKS,
+  a_crop,
+  by_colour,
+  competing,
+  held,
+  prior_odds,
+  seen_odds,
+)
 from test_run import small
 
 import boxseg_jax
@@ -121,6 +131,15 @@ class TestLoss:
       order = np.argsort(np.ravel(other))
       assert (np.diff(np.ravel(one)[order]) >= 0).all() and not np.allclose(one, other)
 
+  def test_how_unsure(self):
+    evidence = jnp.tile(jnp.array([0.0, 0.1])[:, None], (4000, 1, 1, 3))
+    changed = np.asarray(instances.less_sure(evidence, jax.random.key(2)))
+    np.testing.assert_array_equal(changed[..., 0], changed[..., 1])
+    none, some = changed[:, 0, :, 0].T
+    assert none.std() == pytest.approx(0.4, rel=0.05) and abs(none.mean()) < 0.03
+    times = np.log((some - none) / 0.1)
+    assert times.std() == pytest.approx(0.8, rel=0.05) and abs(times.mean()) < 0.05
+
 
 class TestRules:
   @pytest.mark.parametrize("boxes", BOXES.values(), ids=BOXES)
@@ -135,6 +154,41 @@ class TestRules:
     # The place in the box, and which class is wanted.
     assert ((within[:, 9:11] > 0) & (within[:, 9:11] < 1)).all()
     np.testing.assert_array_equal(within[:, -4:], np.tile(np.eye(4)[boxes[1][0]], (len(within), 1)))
+
+  @pytest.mark.parametrize("boxes", BOXES.values(), ids=BOXES)
+  def test_evidence_is_what_the_rules_go_by(self, boxes):
+    crop = a_crop(*boxes, hidden=2)
+    found = instances.outcomes(jax.tree.map(lambda x: np.asarray(x)[None], crop), MEAN_MASKS, BANDS)
+    within, label = held(crop), crop.box_classes[0]
+    prior = prior_odds(crop, crop.boxes[0], label)
+    heard = by_colour(competing(crop, crop.logits, within, temperature=2.0), crop)
+    ymin, xmin, ymax, xmax = crop.boxes[0]
+    shape = crop.shown.shape
+    expected = [
+      *(
+        odds / 4
+        for odds in (
+          seen_odds(crop, crop.logits, within)[0].clip(-8, 8),
+          seen_odds(crop, crop.own_logits, within)[0].clip(-8, 8),
+          np.where(within[0], prior, 0),
+          *np.moveaxis(heard[..., 1:], -1, 0).clip(-8, 8),
+        )
+      ),
+      2 * np.asarray(found.probability[0]) - 1,
+      within[0],
+      within[1:].any(0),
+      crop.shown,
+      np.broadcast_to((crop.y[:, None] - ymin) / (ymax - ymin), shape),
+      np.broadcast_to((crop.x - xmin) / (xmax - xmin), shape),
+      *(2 * np.moveaxis(crop.image, -1, 0) - 1),
+      *(np.moveaxis(special.log_softmax(crop.logits, axis=-1), -1, 0).clip(-8) / 4),
+      *(np.full(shape, label == own) for own in range(4)),
+    ]
+    assert instances.evidence_channels(4) == len(expected)
+    for channel, wanted in enumerate(expected):
+      np.testing.assert_allclose(
+        found.evidence[0, ..., channel], wanted, atol=2e-4, err_msg=f"channel {channel}"
+      )
 
   def test_no_correction_keeps_what_is_likely_and_a_large_one_decides(self):
     crops = jax.tree.map(lambda x: np.asarray(x)[None], a_crop(*BOXES["of one class"]))
