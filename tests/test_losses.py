@@ -433,8 +433,8 @@ class TestProjection:
     assert (p[row[30:900], np.arange(30, 900), 1] >= box.max(0) * (1 - 2**-13)).all()
 
   def test_affinity_pair_by_pair(self):
-    # Grey steps of 0, 1 or 60 in lightness: like, like and unlike colours.
-    image = np.repeat(self.rng.choice([0.2, 0.202, 0.9], (6, 7, 1)), 3, axis=-1)
+    # Lightness of 21.2, 21.5, 23.0, 25.9 and 91.1: steps below 2.4 are of like colours.
+    image = np.repeat(self.rng.choice([0.2, 0.202, 0.215, 0.24, 0.9], (6, 7, 1)), 3, axis=-1)
     inside = np.zeros((6, 7), bool)
     inside[2:5, 1:4] = True
     colours = np.asarray(projection.lab(jnp.asarray(image)))
