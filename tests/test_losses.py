@@ -452,6 +452,11 @@ class TestProjection:
     )
     assert total > 0 and float(found) == pytest.approx(total / pairs, rel=1e-4)
 
+  def test_affinity_of_one_pair(self):
+    p, inside = self.probabilities[:1, :3], np.array([[True, False, False]])
+    found = projection.affinity_loss(jnp.asarray(p), jnp.zeros((1, 3, 3)), jnp.asarray(inside))
+    assert float(found) == pytest.approx(-np.log(p[0, 0] @ p[0, 2]), rel=1e-5)
+
   @pytest.mark.parametrize(
     ("rgb", "expected"),
     # CIE's own values for sRGB under D65.
