@@ -74,11 +74,11 @@ def _peaks(probabilities, rows, columns, box_classes):
 
 
 def _dice_loss(values, wanted):
-  """1 - 2 sum(v w) / (sum(v^2) + sum(w^2)) over the last axis, 0 where nothing is wanted."""
+  """1 - 2 sum(v w) / (sum(v^2) + sum(w^2)) over the last axis, 1 where nothing is wanted."""
   wanted = wanted.astype(jnp.float32)
   overlap = 2.0 * jnp.sum(values * wanted, -1)
   size = jnp.sum(jnp.square(values), -1) + jnp.sum(wanted, -1)
-  return jnp.where(size > 0, 1.0 - overlap / jnp.maximum(size, 1e-6), 0.0)
+  return 1.0 - overlap / jnp.maximum(size, 1e-6)
 
 
 def affinity_loss(probabilities, image, inside):
