@@ -323,15 +323,15 @@ class TestCommand:
     filling["params"]["correction"]["bias"] += 9.0
     models = [Model(network._replace(refiner=one)) for one in (None, filling)]
     found = refine.judge(config, "test", [model.labeller for model in models], seed=0)
-    assert found.images == 4 and found.ious.shape == (8, 2)
+    assert found.shape == (8, 2)
     # Each object is its box without a margin of 2 pixels, none at the bottom.
     car, person = 26 * 18 / (30 * 20), 16 * 28 / (20 * 30)
-    np.testing.assert_allclose(found.ious[:, 1], [car, person] * 4)
-    assert (found.ious[:, 0] > 0).all() and (found.ious[:, 0] != found.ious[:, 1]).any()
-    rules, filled = found.ious.mean(0)
+    np.testing.assert_allclose(found[:, 1], [car, person] * 4)
+    assert (found[:, 0] > 0).all() and (found[:, 0] != found[:, 1]).any()
+    rules, filled = found.mean(0)
     told = refine._compared(config, network._replace(refiner=filling))
     assert told.startswith(
-      f"8 boxes in 4 images of test: mean IoU {filled:.3f}, of the rules alone {rules:.3f}."
+      f"8 boxes of test: mean IoU {filled:.3f}, of the rules alone {rules:.3f}."
     )
     assert ("Remove the file" in told) == (rules >= filled)
 
@@ -346,6 +346,10 @@ class TestCommand:
       del entry["segmentation"]
     write_json(tmp_path / "set" / "test", content)
     assert "test has no masks" in refine._compared(config_of(tmp_path / "set"), network)
+    shutil.copytree(config.data.root, tmp_path / "damaged")
+    (tmp_path / "damaged" / "test" / "images" / "b.png").write_bytes(b"no image")
+    told = refine._compared(config_of(tmp_path / "damaged"), network)
+    assert "not measured" in told and "b.png" in told
 
   def test_one_file_has_it_too(self, trained, tmp_path):
     _, workdir = trained

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,7 +23,7 @@ _MOST = 4096  # crops in all, so that they fit the memory
 _LEAST = 40  # pixels of an object: smaller ones have hardly a shape
 _SHARES = 0.62, 0.9  # of a crop that its box takes
 _LIGHT, _COLOUR = (0.6, 1.6), (0.7, 1.3)  # exponent and factor of colours in [0, 1]
-_JUDGED_IMAGES, _JUDGED = 32, 1024  # images and boxes, at most, that it is compared with rules on
+_JUDGED_IMAGES, _JUDGED = 32, 1024  # images and boxes that it is compared with the rules on
 
 
 def run(config: ConfigDict, workdir, *, report: Callable[[str], None] = print) -> str:
@@ -141,21 +140,9 @@ def _example(seen: SeenBox, own: ObjectMask, mirrored: bool) -> refining.Example
   return refining.Example(*(np.asarray(array, np.float16) for array in given))
 
 
-class Judgement(NamedTuple):
-  """How good masks of boxes are.
-
-  Attributes:
-    images: how many were looked at.
-    ious: float64 [boxes, methods], of each box's mask with the object's own, where that is known.
-  """
-
-  images: int
-  ious: np.ndarray
-
-
 def judge(
   config: ConfigDict, split_name: str, labellers: Sequence[BoxLabeller], *, seed: int
-) -> Judgement:
+) -> np.ndarray:
   """Compares the masks of some labellers with those of a split.
 
   Args:
@@ -165,7 +152,11 @@ def judge(
     seed: of which images and boxes are drawn.
 
   Returns:
-    Of 32 images with masks and 1,024 boxes of objects of 40 pixels at most.
+    float64 [boxes, labellers], IoU of each box's mask with the object's own, where that is known:
+    objects of 40 pixels or more, about 1,024 at most, of 32 images with masks at most.
+
+  Raises:
+    InputError: an image or mask that cannot be read.
   """
   records = [r for r in load_records(config.data, split_name) if r.read_labels is not None]
   rng = np.random.default_rng(seed)
@@ -186,7 +177,7 @@ def judge(
         ious.append([_iou(mask, own) for mask in masks])
     count(done, len(records))
   count.close()
-  return Judgement(len(records), np.reshape(ious, (-1, len(labellers))))
+  return np.reshape(ious, (-1, len(labellers)))
 
 
 def _iou(mask: BoxMask | None, own: ObjectMask) -> float:
@@ -203,12 +194,14 @@ def _compared(config, network) -> str:
   if split_name == config.data.train_split:
     return "Whether they are better was not measured: there is no split for it."
   models = Model(network._replace(refiner=None)), Model(network)
-  images, ious = judge(config, split_name, [model.labeller for model in models], seed=config.seed)
+  try:
+    ious = judge(config, split_name, [model.labeller for model in models], seed=config.seed)
+  except InputError as error:  # what was learned is kept all the same
+    return f"Whether they are better was not measured: {error}"
   if not len(ious):
     return f"Whether they are better was not measured: {split_name} has no masks for it."
   rules, refined = ious.mean(0)
   text = (
-    f"{len(ious)} boxes in {images} images of {split_name}: mean IoU {refined:.3f}, of the rules "
-    f"alone {rules:.3f}."
+    f"{len(ious)} boxes of {split_name}: mean IoU {refined:.3f}, of the rules alone {rules:.3f}."
   )
   return text if refined > rules else f"{text} Remove the file, and the rules are used again."
