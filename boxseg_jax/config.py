@@ -27,7 +27,8 @@ def get_config() -> ConfigDict:
       # What is trained on: "uncertainty" (the method as `loss` below describes it), or, to
       # compare with it under otherwise equal conditions, "full" (all masks), "masks_only"
       # (box images unused), "boxes_as_masks" (boxes filled with their class), "grabcut"
-      # (boxes made into masks by GrabCut), "projection" (the loss of BoxInst),
+      # (boxes made into masks by GrabCut), "projection" (the loss of BoxInst), "retrained"
+      # (masks that a first run made of the boxes, data.pseudo_masks; see --mode=retrain),
       # "uncertainty_none", "_hard", "_soft", "_boxes" (kinds of bootstrapping; the last is
       # "predicted" with the teacher "boxes").
       "arm": "uncertainty",
@@ -88,6 +89,9 @@ def _data():
     "split_seed": 0,
     # Read that choice from a file written by an earlier run instead.
     "split_file": "",
+    # Masks that something has made of the boxes of box images, which the arm "retrained" learns
+    # from: a folder of PNGs of class ids, <name of the image>.png; --mode=retrain sets it.
+    "pseudo_masks": "",
     # Global batch, over all devices.
     "batch_size": 8,
     # Mask images in each batch; -1 = by the cube root of their share of the data (18 %
@@ -426,7 +430,8 @@ class Arm(NamedTuple):
   Attributes:
     all_masks: every mask may be learned from, whatever data.mask_fraction says.
     box_images: whether images without a mask are used at all.
-    pseudo_masks: whether boxes are made into masks by GrabCut before training.
+    pseudo_masks: what has made masks of boxes, from which box images are learned: "grabcut" or
+      "files" (`data.pseudo_masks`); "" = nothing.
     inside_boxes: the loss inside boxes, see `losses.objective`.
     projection_weight: of the terms of BoxInst there.
     bootstrap: the kind of bootstrapping.
@@ -435,7 +440,7 @@ class Arm(NamedTuple):
 
   all_masks: bool = False
   box_images: bool = True
-  pseudo_masks: bool = False
+  pseudo_masks: str = ""
   inside_boxes: str = "label"
   projection_weight: float = 0.0
   bootstrap: str = "none"
@@ -456,7 +461,8 @@ def arms(config: ConfigDict) -> dict[str, Arm]:
     "full": Arm(all_masks=True, box_images=False),
     "masks_only": Arm(box_images=False),
     "boxes_as_masks": Arm(),
-    "grabcut": Arm(pseudo_masks=True),
+    "grabcut": Arm(pseudo_masks="grabcut"),
+    "retrained": Arm(pseudo_masks="files"),
     "projection": Arm(inside_boxes="none", projection_weight=1.0),
     "uncertainty_none": uncertainty,
     "uncertainty_hard": uncertainty._replace(bootstrap="hard"),

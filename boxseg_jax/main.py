@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from boxseg_jax.errors import InputError, ToldError
 
 MODES: tuple[str, ...] = ("train", "evaluate", "study", "benchmark", "check_data")
-MODES += ("predict", "refine", "label", "export", "report")
+MODES += ("predict", "refine", "label", "retrain", "export", "report")
 
 
 def run() -> None:
@@ -69,6 +69,7 @@ def _main(_) -> None:
     refine,
     report,
     results,
+    retrain,
     study,
   )
   from boxseg_jax.training import loop, memory, trace
@@ -83,6 +84,7 @@ def _main(_) -> None:
     raise InputError(f"--distributed is for the modes {', '.join(runs)}, not for {values.mode}")
   runs |= {"study": study.run, "benchmark": benchmark.run}
   runs |= {"check_data": check_data.run, "report": report.run, "refine": refine.run}
+  runs |= {"retrain": retrain.run}
   runs |= {"export": partial(export.run, to=values.to), "label": partial(label.run, to=values.to)}
   runs |= {"predict": partial(predict.run, images=values.images, to=values.to)}
   parallel.start(values.compilation_cache, distributed=values.distributed)

@@ -333,7 +333,7 @@ class TestArms:
       if split != config_data.train_split:
         return records
       chosen = set(json.loads((workdir / "split.json").read_text())["mask_ids"])
-      return [r if r.image_id in chosen else _with_garbage(r) for r in records]
+      return [r if r.image_id in chosen else with_garbage(r) for r in records]
 
     monkeypatch.setattr(training_set.data, "load_records", load_garbage)
     loop.train(config, tmp_path, report=lambda line: None)
@@ -477,7 +477,7 @@ class TestArms:
     assert len(study.cells(config)) == 1
 
 
-def _with_garbage(record):
+def with_garbage(record):
   """Noise, of the boxes' classes in the boxes: any other is refused before training."""
   rng = np.random.default_rng(1)
   labels = np.zeros(record.size, np.uint8)

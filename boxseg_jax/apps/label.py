@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir, *, to: str = "", report: Callable[[str], No
   if model.network.refiner is None:
     report("Masks are made by rules; --mode=refine learns better ones from a run's masks.")
   folder = Path(to) if to else saved.beside(workdir, "labelled")
-  made, rate, broken = _make(config, model, records, folder, report)
+  made, rate, broken = make(config, model, records, folder, report=report)
   where = _write(config, records, made, folder)
   rows = _review(config, records, made, folder)
   broken += [
@@ -93,8 +93,25 @@ def _require_format(name):
     )
 
 
-def _make(config, model, records, folder, report) -> tuple[Made, str, list[str]]:
-  """Masks of all images, boxes per second in words, and messages of what cannot be read."""
+def make(
+  config: ConfigDict, model: Model, records: Sequence[Record], folder: Path, *, report
+) -> tuple[Made, str, list[str]]:
+  """Masks of the boxes of all images that have none.
+
+  Args:
+    config: of it, `data.workers` is used.
+    model: the network.
+    records: of the images.
+    folder: for `masks.jsonl`, in which each image's are kept at once; what is there is not made
+      again.
+    report: takes lines of text.
+
+  Returns:
+    The masks, boxes per second in words, and messages of images that cannot be read.
+
+  Raises:
+    InputError: `masks.jsonl` is damaged.
+  """
   path = folder / _JOURNAL
   network = saved.fingerprint(model.network)
   keys = {record.image_id: _key(network, record) for record in records}
@@ -191,7 +208,7 @@ def _write(config, records, made: Made, folder: Path) -> str:
   """Writes the set with its masks; where it is."""
   kind, _, exporter = config.label.format.partition(":")
   if kind == "index_png":
-    return _write_index_images(records, made, folder / "labels", len(config.data.class_names))
+    return write_index_images(records, made, folder / "labels", len(config.data.class_names))
   document = mask_files.document(config.data, config.label.split, records)
   polygons = kind == "coco_polygon"
   for image, own in made.items():
@@ -207,7 +224,20 @@ def _not_void(own):
   return {index: mask for index, mask in own.items() if coco_mask.area(mask.code)}
 
 
-def _write_index_images(records, made, folder, num_classes) -> str:
+def write_index_images(
+  records: Sequence[Record], made: Made, folder: Path, num_classes: int
+) -> str:
+  """Writes a PNG of class ids for each image, `<name of the image>.png`.
+
+  Args:
+    records: of the images; one whose mask is known keeps it.
+    made: the masks.
+    folder: for the PNGs.
+    num_classes: with the background.
+
+  Returns:
+    The folder.
+  """
   for record in records:
     path = folder / labels.file_name(record.image_id)
     if record.labels_source and record.read_labels is not None:

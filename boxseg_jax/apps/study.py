@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import __version__, data
 from boxseg_jax import config as configuration
-from boxseg_jax.apps import curves, tables
+from boxseg_jax.apps import curves, retrain, tables
 from boxseg_jax.data import split
 from boxseg_jax.errors import InputError
 from boxseg_jax.files import read_json, write_json, write_text
@@ -184,17 +184,35 @@ def _train_missing(config, planned, workdir, report):
   took = []
   for number, cell in enumerate(planned, start=1):
     own, place = cell_config(config, cell), f"[{number}/{len(planned)}]"
+    if cell.arm == "retrained":
+      own = retrain.second_config(own, workdir / _first(cell).name)
     if _result(workdir / cell.name).exists():
       refuse_other_configuration(own, workdir / cell.name)
       report(f"{place} {cell.name}: finished earlier")
       continue
     report(f"{place} {cell.name}")
     started = time.monotonic()
+    if cell.arm == "retrained":
+      _make_masks(config, cell, workdir, report)
     loop.train(own, workdir / cell.name, report=report)
     took.append(time.monotonic() - started)
     missing = sum(not _result(workdir / later.name).exists() for later in planned[number:])
     left = f", about {missing * sum(took) / len(took) / 60:.0f} min left" if missing else ""
     report(f"{place} took {took[-1]:.0f} s{left}")
+
+
+def _first(cell: Cell) -> Cell:
+  """The run whose masks a cell of "retrained" learns from."""
+  return cell._replace(arm="uncertainty")
+
+
+def _make_masks(config, cell, workdir, report):
+  first = _first(cell)
+  own = cell_config(config, first)
+  if not _result(workdir / first.name).exists():
+    report(f"First {first.name}, whose masks it learns from")
+    loop.train(own, workdir / first.name, report=report)
+  retrain.make_masks(own, workdir / first.name, report=report)
 
 
 def _result(folder):

@@ -13,7 +13,7 @@
 | `faults`, `grabcut` | for comparisons: mistakes in boxes, boxes made into masks |
 | `order` | which images make up the batch of a step |
 | `examples` | record -> example on the canvas |
-| `mask_files` | masks that were made of boxes -> files |
+| `mask_files`, `pseudo_masks` | masks that were made of boxes -> files, and files -> training |
 | `windows` | parts of an image that is judged at its own size |
 | `feed` | examples -> batches, by tf.data or by threads |
 | `training_set` | all of it together: what a run reads |

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from boxseg_jax import config as configuration
 from boxseg_jax import data
-from boxseg_jax.data import check, feed, findings, grabcut, order, split, survey
+from boxseg_jax.data import check, feed, findings, grabcut, order, pseudo_masks, split, survey
 from boxseg_jax.data.box_priors import BoxPriors, box_priors
 from boxseg_jax.data.examples import ExampleReader
 from boxseg_jax.data.faults import BoxFaults, with_faults
@@ -24,7 +24,8 @@ class TrainingSet(NamedTuple):
   Attributes:
     reader: of all records; labels of box images are hidden.
     split: whose masks may be learned from.
-    mask_indices: int64 [masks], records in the stream of mask images.
+    mask_indices: int64 [masks], records in the stream of mask images, those among them whose
+      masks the arm "retrained" was given.
     box_indices: int64 [boxes], records in the stream of box images, may be empty.
     mask_images: mask images per batch.
     class_weights: one per class.
@@ -129,9 +130,11 @@ def open_training_set(config: ConfigDict, *, report) -> TrainingSet:
     InputError: something in the configuration or the data is wrong.
   """
   training = make_training_set(config, _checked(config, config.data.train_split, report))
+  made = len(training.mask_indices) - len(training.split.mask_ids)
   report(
-    f"{len(training.reader)} training images: {len(training.mask_indices)} with masks, "
-    f"{len(training.box_indices)} with boxes only; each batch of {config.data.batch_size} has "
+    f"{len(training.reader)} training images: {len(training.split.mask_ids)} with masks, "
+    + (f"{made} with masks made of their boxes, " if made else "")
+    + f"{len(training.box_indices)} with boxes only; each batch of {config.data.batch_size} has "
     f"{training.mask_images} with masks."
   )
   return training
@@ -143,8 +146,11 @@ def make_training_set(config: ConfigDict, reading: Reading) -> TrainingSet:
   arm = configuration.arm(config)
   chosen = _choose_masks(config, records, arm)
   is_mask = np.isin([r.image_id for r in records], list(chosen.mask_ids))
-  mask_indices = np.flatnonzero(is_mask)
-  box_indices = np.flatnonzero(~is_mask) if arm.box_images else np.array([], np.int64)
+  # Masks that are made once and well are drawn like true ones: in a stream of their own each
+  # would be seen less often than the true ones are (launch/results/method.md).
+  learned_as_mask = is_mask | (arm.pseudo_masks == "files")
+  mask_indices = np.flatnonzero(learned_as_mask)
+  box_indices = np.flatnonzero(~learned_as_mask) if arm.box_images else np.array([], np.int64)
   if not len(mask_indices) + len(box_indices):
     raise InputError(f"no mask image is left to learn from with config.arm={config.arm!r}")
   records = _with_faults(config, records, is_mask)
@@ -154,7 +160,7 @@ def make_training_set(config: ConfigDict, reading: Reading) -> TrainingSet:
     max_boxes(records, config.data.max_boxes),
     hide_labels=~is_mask,
     cache=config.data.cache,
-    pseudo_labels=grabcut.labeller(config.data.canvas) if arm.pseudo_masks else None,
+    pseudo_labels=_pseudo_labels(config, arm, [records[i] for i in np.flatnonzero(~is_mask)]),
   )
   mask_images = order.mask_images_per_batch(
     config.data.mask_images_per_batch,
@@ -177,6 +183,16 @@ def make_training_set(config: ConfigDict, reading: Reading) -> TrainingSet:
     # Sigma and bootstrapped targets mean nothing in the other arms.
     _known_box_images(config, [records[i] for i in box_indices]) if arm.learns_sigma else None,
   )
+
+
+def _pseudo_labels(config, arm, box_records):
+  """What makes or reads masks of box images, record -> label map; None in most arms."""
+  if arm.pseudo_masks == "grabcut":
+    return grabcut.labeller(config.data.canvas)
+  if arm.pseudo_masks == "files":
+    num_classes = len(config.data.class_names)
+    return pseudo_masks.reader(config.data.pseudo_masks, box_records, num_classes)
+  return None
 
 
 def keep_split(chosen: split.Split, path: Path) -> None:
