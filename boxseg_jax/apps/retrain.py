@@ -1,8 +1,9 @@
 """A second network, taught by the masks that a first one made of its boxes.
 
 While the first one trains, the masks of its boxes are as good as it is by then. At the end it, its
-rules and its refiner make better ones, and a network that learns from these as from true masks,
-all images alike, is better than the first.
+rules and its refiner make better ones. A network that learns from these as from true masks, all
+images alike, comes close to one of all masks (launch/results/method.md): better than the first
+where that was behind it.
 """
 
 from collections.abc import Callable
