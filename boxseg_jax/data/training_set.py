@@ -146,8 +146,8 @@ def make_training_set(config: ConfigDict, reading: Reading) -> TrainingSet:
   arm = configuration.arm(config)
   chosen = _choose_masks(config, records, arm)
   is_mask = np.isin([r.image_id for r in records], list(chosen.mask_ids))
-  # Masks that are read are drawn like true ones: in a stream of their own, which has the larger
-  # part of the images and the smaller one of a batch, each would be seen less often.
+  # Masks that are read are drawn like true ones: a stream of their own would show each of them
+  # less often than each of those.
   learned_as_mask = is_mask | (arm.pseudo_masks == "files")
   mask_indices = np.flatnonzero(learned_as_mask)
   box_indices = np.flatnonzero(~learned_as_mask) if arm.box_images else np.array([], np.int64)
