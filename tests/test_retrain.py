@@ -166,7 +166,7 @@ class TestPseudoMasks:
     return training_set.open_training_set(config, report=quiet)
 
   def test_any_folder_of_pngs_will_do(self, finished, tmp_path):
-    """Those of another tool: here one that fills boxes with void."""
+    """Those of another tool: here one that knows nothing, so that all is void."""
     config, workdir, _, _ = finished
     masks, boxes = split_of(workdir)
     for name in boxes:
@@ -182,10 +182,8 @@ class TestPseudoMasks:
     shutil.copytree(workdir / "pseudo_masks" / "labels", tmp_path / "labels")
     first = min(split_of(workdir)[1])
     path = tmp_path / "labels" / f"{first}.png"
-    found = np.array(Image.open(path))
     for value, size, told in ((4, SIZE, "value 4"), (0, (16, 32), "32 x 16 pixels")):
-      found = np.full(size, value, np.uint8)
-      Image.fromarray(found).save(path)
+      Image.fromarray(np.full(size, value, np.uint8)).save(path)
       training = self.opened(tmp_path / "labels")
       index = [record.image_id for record in training.reader.records].index(first)
       with pytest.raises(InputError, match=told) as raised:

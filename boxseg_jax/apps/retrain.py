@@ -91,14 +91,14 @@ def make_masks(config: ConfigDict, workdir: Path, *, report: Callable[[str], Non
   if mask_ids and model.network.refiner is None:
     try:
       report(refine.run(config, workdir, report=report))
-    except InputError as error:  # no object is large enough to learn from
+    except InputError as error:  # as where no object is large enough to learn from
       report(f"Masks are made by rules alone: {error}")
     model = load(workdir)
   made, rate, broken = label.make(config, model, records, workdir / _MASKS, report=report)
   if broken:
     raise InputError("masks of all boxes are needed, but " + "; ".join(broken))
-  where = workdir / _MASKS / "labels"
-  label.write_index_images(records, made, where, len(config.data.class_names))
+  where = second_config(config, workdir).data.pseudo_masks
+  label.write_index_images(records, made, Path(where), len(config.data.class_names))
   report(f"Masks of the boxes of {len(records)} images ({rate}): {where}")
 
 
