@@ -104,6 +104,16 @@ class TestCommand:
     assert retrain.run(config, workdir, report=lines.append) == outcome
     assert "6 images were labelled earlier." in lines
 
+  def test_another_refiner_is_not_given_the_old_second_network(self, finished, tmp_path):
+    config, workdir, _, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "refiner.safetensors").unlink()
+    other = config.copy_and_resolve_references()
+    other.label.refine_steps = 3
+    for _ in range(2):  # the masks are made by then, and the network is as old as it was
+      with pytest.raises(InputError, match="another network or refiner.*remove"):
+        retrain.run(other, tmp_path / "run", report=quiet)
+
   def test_masks_of_box_images_never_reach_it(self, finished, tmp_path, monkeypatch):
     config, workdir, _, _ = finished
     shutil.copytree(workdir, tmp_path / "run")
@@ -147,7 +157,7 @@ class TestCommand:
     config, workdir, _, _ = finished
     with pytest.raises(InputError, match="another configuration"):
       retrain.run(first_config(seed=5), workdir, report=quiet)
-    with pytest.raises(InputError, match="holds no trained network"):
+    with pytest.raises(InputError, match="holds no finished run"):
       retrain.run(config, tmp_path, report=quiet)
     shutil.copytree(workdir, tmp_path / "run")
     masks, boxes = map(sorted, split_of(workdir))

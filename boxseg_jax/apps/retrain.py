@@ -17,12 +17,13 @@ from boxseg_jax.apps.model import load
 from boxseg_jax.data import labels, split, training_set
 from boxseg_jax.data.records import Record
 from boxseg_jax.errors import InputError
-from boxseg_jax.files import read_json
-from boxseg_jax.training import loop
+from boxseg_jax.files import read_json, write_json
+from boxseg_jax.training import loop, saved
 from boxseg_jax.training.run import refuse_other_configuration
 
 _MASKS = "pseudo_masks"  # in the first run's workdir
 _FOLDER = "retrained"
+_MAKER = "masks_made_by.json"  # in it
 
 
 def run(config: ConfigDict, workdir, *, report: Callable[[str], None] = print) -> str:
@@ -37,18 +38,31 @@ def run(config: ConfigDict, workdir, *, report: Callable[[str], None] = print) -
     The second network's metrics, and what the first one had.
 
   Raises:
-    InputError: no trained network there, another configuration, or what training finds wrong.
+    InputError: no finished run there, another configuration, a second network that learned from
+      other masks, or what training finds wrong.
   """
   workdir = Path(workdir)
-  make_masks(config, workdir, report=report)
-  own = second_config(config, workdir)
+  if not (workdir / "result.json").exists():
+    raise InputError(f"{workdir} holds no finished run; only a finished one makes good masks")
+  maker = make_masks(config, workdir, report=report)
+  _refuse_other_maker(workdir / _FOLDER, maker)
+  own, first = second_config(config, workdir), read_json(workdir / "result.json")
   found = loop.train(own, workdir / _FOLDER, report=report)
-  text, name, first = results.table(found, workdir / _FOLDER), own.train.best_metric, {}
-  if (workdir / "result.json").exists():
-    first = read_json(workdir / "result.json")
+  text, name = results.table(found, workdir / _FOLDER), own.train.best_metric
   if name in found and name in first:
     text += f"\n{name} {100 * found[name]:.1f} %, of the first network {100 * first[name]:.1f} %."
   return text
+
+
+def _refuse_other_maker(folder: Path, maker: str) -> None:
+  """So that a first network that is refined anew is not told the old second one's figures."""
+  path = folder / _MAKER
+  if path.exists() and read_json(path).get("fingerprint") != maker:
+    raise InputError(
+      f"{folder} learned from masks of another network or refiner than those made now; "
+      "remove or rename it to train it anew"
+    )
+  write_json(path, {"fingerprint": maker})
 
 
 def second_config(config: ConfigDict, workdir) -> ConfigDict:
@@ -64,7 +78,7 @@ def second_config(config: ConfigDict, workdir) -> ConfigDict:
   return own
 
 
-def make_masks(config: ConfigDict, workdir: Path, *, report: Callable[[str], None] = print) -> None:
+def make_masks(config: ConfigDict, workdir: Path, *, report: Callable[[str], None] = print) -> str:
   """Makes masks of the boxes that a run has learned from, in its `pseudo_masks`.
 
   Where the run has masks, they teach it a refiner first (`refine`), unless it has one. True masks
@@ -74,6 +88,9 @@ def make_masks(config: ConfigDict, workdir: Path, *, report: Callable[[str], Non
     config: of the run.
     workdir: of the run. Started again, it goes on.
     report: takes lines of text for the person who waits.
+
+  Returns:
+    Fingerprint of the network and its refiner.
 
   Raises:
     InputError: no trained network there, another configuration, no box image, or images that
@@ -100,6 +117,7 @@ def make_masks(config: ConfigDict, workdir: Path, *, report: Callable[[str], Non
   where = second_config(config, workdir).data.pseudo_masks
   label.write_index_images(records, made, Path(where), len(config.data.class_names))
   report(f"Masks of the boxes of {len(records)} images ({rate}): {where}")
+  return saved.fingerprint(model.network)
 
 
 def _box_records(config, box_ids, report) -> list[Record]:
