@@ -1,12 +1,16 @@
 """Prediction at photos' own sizes: as evaluation sees them, whatever the batches."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data_cases import make_image
+from data_cases import make_image, make_record
+from PIL import Image
 
-from boxseg_jax.data import examples, feed
+from boxseg_jax.data import examples, feed, images
 from boxseg_jax.data.photos import as_photos
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import predictor as predictor_module
@@ -85,6 +89,28 @@ def test_sliding_a_pixelwise_network_is_seeing_the_whole():
     logits, sigma = pixelwise(STATE, {"image": photo.read()[None] / np.float32(255)})
     np.testing.assert_allclose(scores.logits, logits[0], atol=1e-5)
     np.testing.assert_allclose(scores.sigma, sigma[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 50)])
+def test_a_jpeg_is_seen_as_evaluation_sees_it(tmp_path, size):
+  """Where blocks of eight do not fill it, that is not at the least size that would do."""
+  path = tmp_path / "photo.jpg"
+  Image.fromarray(make_image(size, 0)).save(path)
+  record = replace(
+    make_record(0, size=size), read_reduced=partial(images.read_reduced, str(path), size)
+  )
+  reader = examples.ExampleReader([record], CANVAS, 2, np.zeros(1, bool), cache=False)
+  seen = []
+
+  def noted(state, batch):
+    jax.debug.callback(seen.append, batch["image"])
+    return pixelwise(state, batch)
+
+  list(predictor(noted).scores(as_photos(path)[0]))
+  jax.effects_barrier()
+  height, width = examples.fitted_size(size, CANVAS)
+  expected = reader.evaluation(0)["image"][:height, :width]
+  np.testing.assert_allclose(255 * seen[0][0, :height, :width], expected, atol=1e-3)
 
 
 def test_mirrored_too():

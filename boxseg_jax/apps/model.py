@@ -120,7 +120,9 @@ class Model:
 
     Args:
       images: a path, folder or pattern, a PIL image, an array (uint8 [height, width, 3], RGB, or
-        [height, width], grey), or a sequence of such.
+        [height, width], grey), or a sequence of such. Rather the path than the pixels of a large
+        JPEG: it is then decoded at a reduced size as in training and evaluation, where pixels
+        are reduced by a smoother filter (a point of IoU either way, launch/results/method.md).
       tiles: "fit" scales the image to the canvas, as in training; "slide" moves a window of the
         canvas's size over it: for objects that are as large in the file as they were on the canvas.
       overlap: least share of a window that the next one sees too, in [0, 1); of "slide".

@@ -205,7 +205,7 @@ def _read_fitted(photo: Photo, canvas):
   """(image uint8 [*canvas, 3], extent float32 [2], (height, width) of the photo in pixels)."""
   height, width = photo.size()
   size = (height, width)
-  image = photo.read_reduced(examples.fitted_size(size, canvas))
+  image = photo.read_reduced(examples.decoded_size(size, canvas))
   return *examples.fit_image(image, canvas), size
 
 
