@@ -10,7 +10,7 @@ import pytest
 from data_cases import make_image, make_record
 from PIL import Image
 
-from boxseg_jax.data import examples, feed, images
+from boxseg_jax.data import examples, images
 from boxseg_jax.data.photos import as_photos
 from boxseg_jax.errors import InputError
 from boxseg_jax.evaluation import predictor as predictor_module
@@ -57,19 +57,19 @@ def test_fitted_scores_at_every_size(batch_size):
     np.testing.assert_allclose(scores.sigma, sigma, atol=1e-4)
 
 
-def test_photos_of_like_size_share_a_batch(monkeypatch):
+def test_each_photo_is_resized_to_about_its_own_size(monkeypatch):
   resized_to = []
 
-  def full_shape(batch):
-    resized_to.append(whole(batch))
-    return resized_to[-1]
+  def in_strips(use, scores, extent, full_size, full_shape):
+    resized_to.append((len(scores), full_shape))
+    return whole(use, scores, extent, full_size, full_shape)
 
-  whole = predictor_module._full_shape
-  monkeypatch.setattr(predictor_module, "_MOST_PIXELS", float("inf"))
-  monkeypatch.setattr(predictor_module, "_full_shape", full_shape)
-  mixed = [(20, 30), (300, 20), (40, 200)] * 2
-  assert len(list(predictor(batch_size=2).decisions(photos(mixed)))) == 6
-  assert set(resized_to) == {feed.bucket(size) for size in mixed}
+  whole = predictor_module.in_strips
+  monkeypatch.setattr(predictor_module, "in_strips", in_strips)
+  mixed = [(20, 30), (300, 20), (40, 200), (25, 30)] * 2
+  assert len(list(predictor(batch_size=8).decisions(photos(mixed)))) == 8
+  # Together in one batch of the network's, but not padded to the largest of them.
+  assert set(resized_to) == {(4, (128, 128)), (2, (384, 128)), (2, (128, 256))}
 
 
 @pytest.mark.parametrize("tiles", ["fit", "slide"])
@@ -154,17 +154,18 @@ def test_a_broken_photo_stops_or_is_told_and_left_out(tmp_path, tiles):
   assert photo.name in str(error)
 
 
-def test_few_shapes_are_compiled():
-  shapes = set()
+def test_the_network_is_compiled_for_few_shapes():
+  shapes = []
 
   def traced(state, batch):
-    shapes.add(batch["image"].shape)
+    shapes.append(batch["image"].shape)
     return pixelwise(state, batch)
 
   made = predictor(traced, batch_size=8)
   for count in range(1, 9):
-    assert len(list(made.decisions(photos([(20, 30)] * count)))) == count
-  assert len(shapes) == 4  # 1, 2, 4 and 8 photos
+    assert len(list(made.decisions(photos(SIZES[:1] * count)))) == count
+  assert len(list(made.scores(photos()))) == len(SIZES)  # of many sizes
+  assert sorted(shape[0] for shape in shapes) == [1, 2, 4, 8]
 
 
 def test_large_photos_do_not_share_a_batch(monkeypatch):

@@ -1,21 +1,20 @@
 """Prediction of photos of any size, for people who use a trained network.
 
 "fit" scales a photo to the canvas, as in training, and the logits back to the photo's own size;
-"slide" moves a window of the canvas's size over it (`tiles`). Either way few shapes are compiled:
-photos are batched by powers of two, and their own sizes rounded up. A batch is resized to its
-largest photo, so that photos of like size share one.
+"slide" moves a window of the canvas's size over it (`tiles`). Either way the network is compiled
+for the canvas alone, in batches of powers of two. Resizing is a program of its own, compiled for
+the few sizes that photos' own are rounded up to.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from boxseg_jax import augment
 from boxseg_jax.data import examples, feed
 from boxseg_jax.data.photos import Photo
 from boxseg_jax.errors import InputError
@@ -99,15 +98,14 @@ class Predictor:
       raise InputError("batch_size and workers must be at least 1")
     if mirror:
       predict_fn = tiling.mirrored_too(predict_fn)
-    self._state, self._slides = state, tiles == "slide"
+    self._slides = tiles == "slide"
     self._canvas = (canvas[0], canvas[1])
     self._batch_size, self._workers = batch_size, workers
-    self._at_own_size = jax.jit(
-      partial(_at_own_size, predict_fn), static_argnames=("full_shape", "use")
-    )
+    self._on_canvas = partial(tiling.tile_predictor(predict_fn), state)
+    self._at_own_size = jax.jit(_at_own_size, static_argnames=("full_shape", "use"))
     self._bands = partial(
       tiling.predict_bands,
-      partial(tiling.tile_predictor(predict_fn), state),
+      self._on_canvas,
       canvas=self._canvas,
       overlap=overlap,
       batch_size=batch_size,
@@ -150,9 +148,9 @@ class Predictor:
     read = partial(_read_fitted, canvas=self._canvas)
     reach = _SORTED * self._batch_size
     fitted = self._read(read, photos, on_error, reach)
-    running = None
+    running: list = []
     for batch in _batches(_by_size(fitted, reach), self._batch_size):
-      finished, running = running, (batch, self._start(batch, use))
+      finished, running = running, self._started(batch, use)
       yield from _cropped(finished)
     yield from _cropped(running)
 
@@ -171,19 +169,31 @@ class Predictor:
       else:
         on_error(photo, error)
 
-  def _start(self, batch, use):
-    images, extents, sizes = zip(*(content for _, content in batch), strict=True)
-    count = 1 << (len(batch) - 1).bit_length()  # few numbers of photos are compiled
-    columns = images, extents, np.array(sizes, np.int32)
-    filled = [np.stack([*column, *[column[-1]] * (count - len(batch))]) for column in columns]
-    return self._at_own_size(self._state, *filled, full_shape=_full_shape(batch), use=use)
+  def _started(self, batch, use):
+    """[(photos of like size, what `use` makes of them)]; the device may still be at it."""
+    images, extents, sizes = (
+      _filled(column) for column in zip(*(c for _, c in batch), strict=True)
+    )
+    scores = self._on_canvas(images, extents)
+    started = []
+    for full_shape, group in groupby(range(len(batch)), lambda row: _bucket(batch[row])):
+      rows = list(group)
+      outputs = self._at_own_size(
+        *scores, extents, sizes, _filled(rows), full_shape=full_shape, use=use
+      )
+      started.append(([batch[row] for row in rows], outputs))
+    return started
 
 
-def _at_own_size(predict_fn, state, images, extents, sizes, *, full_shape, use):
-  batch = augment.prepare(augment.unlabelled(images, extents))
-  logits, sigma = predict_fn(state, batch)
-  scores = jnp.concatenate([uncertainty.class_logits(logits), sigma[..., None]], axis=-1)
-  strips = in_strips(use, scores, extents, sizes, full_shape)
+def _filled(values):
+  """Stacked, the last repeated up to a power of two: few numbers of photos are compiled."""
+  count = 1 << (len(values) - 1).bit_length()
+  return np.stack([*values, *[values[-1]] * (count - len(values))])
+
+
+def _at_own_size(logits, sigma, extents, sizes, rows, *, full_shape, use):
+  scores = jnp.concatenate([logits, sigma[..., None]], axis=-1)
+  strips = in_strips(use, scores[rows], extents[rows], sizes[rows], full_shape)
   return jax.tree.map(joined, strips)
 
 
@@ -213,7 +223,7 @@ def _by_size(fitted, reach):
   """The same, sorted by size among so many."""
   fitted = iter(fitted)
   while some := list(islice(fitted, reach)):
-    yield from sorted(some, key=lambda one: feed.bucket(one[1][2]))
+    yield from sorted(some, key=_bucket)
 
 
 def _batches(fitted, batch_size):
@@ -228,22 +238,20 @@ def _batches(fitted, batch_size):
     yield batch
 
 
-def _full_shape(batch):
-  heights, widths = zip(*(feed.bucket(size) for _, (_, _, size) in batch), strict=True)
-  return max(heights), max(widths)
+def _bucket(one):
+  """The size that a photo is resized to, a rounded-up one of its own."""
+  _, (_, _, size) = one
+  return feed.bucket(size)
 
 
 def _pixels(batch):
-  height, width = _full_shape(batch)
-  return len(batch) * height * width
+  return sum(height * width for height, width in map(_bucket, batch))
 
 
 def _cropped(started):
-  if started is None:
-    return
-  batch, outputs = started
-  outputs = jax.device_get(outputs)
-  for index, (photo, (_, _, (height, width))) in enumerate(batch):
-    # Copied, or the whole batch would stay as long as any part of it.
-    own = [whole[index, :height, :width].copy() for whole in outputs]
-    yield photo, type(outputs)(*own)
+  for group, outputs in started:
+    outputs = jax.device_get(outputs)
+    for index, (photo, (_, _, (height, width))) in enumerate(group):
+      # Copied, or the whole group would stay as long as any part of it.
+      own = [whole[index, :height, :width].copy() for whole in outputs]
+      yield photo, type(outputs)(*own)
