@@ -122,7 +122,7 @@ class Predictor:
         photo is left out.
     """
     if not self._slides:
-      yield from self._fitted(photos, on_error, _keep)
+      yield from self._fitted(photos, on_error, _SCORES)
       return
     for photo, bands in self._slid(photos, on_error):
       pairs = [(band.logits, band.sigma) for band in bands]
@@ -133,7 +133,7 @@ class Predictor:
   ) -> Iterator[tuple[Photo, Decision]]:
     """Class and certainty of each photo; order and arguments as of `scores`."""
     if not self._slides:
-      yield from self._fitted(photos, on_error, _decide)
+      yield from self._fitted(photos, on_error, _DECISION)
       return
     for photo, bands in self._slid(photos, on_error):
       pairs = [(band.classes, _in_255ths(uncertainty.certainty(band.sigma))) for band in bands]
@@ -144,7 +144,7 @@ class Predictor:
       yield photo, self._bands(image)
 
   def _fitted(self, photos, on_error, use):
-    """Photo by photo what `use` makes of the logits, one batch ahead of the reader."""
+    """Photo by photo what `use` makes of them, one batch ahead of the reader."""
     read = partial(_read_fitted, canvas=self._canvas)
     reach = _SORTED * self._batch_size
     fitted = self._read(read, photos, on_error, reach)
@@ -192,19 +192,36 @@ def _filled(values):
 
 
 def _at_own_size(logits, sigma, extents, sizes, rows, *, full_shape, use):
-  scores = jnp.concatenate([logits, sigma[..., None]], axis=-1)
-  strips = in_strips(use, scores[rows], extents[rows], sizes[rows], full_shape)
+  planes = jnp.concatenate([use.needs(logits), sigma[..., None]], axis=-1)
+  strips = in_strips(use.makes, planes[rows], extents[rows], sizes[rows], full_shape)
   return jax.tree.map(joined, strips)
 
 
-def _keep(scores) -> Scores:
-  logits: Any = jnp.moveaxis(scores[:, :-1], 1, -1)
-  return Scores(logits, scores[:, -1])
+class _Use(NamedTuple):
+  """What is wanted at a photo's own size, and what has to be resized for it beside sigma."""
+
+  needs: Callable[[jax.Array], jax.Array]
+  makes: Callable[[jax.Array], Scores | Decision]
 
 
-def _decide(scores) -> Decision:
-  classes: Any = highest(scores[:, :-1]).astype(jnp.uint8)
-  return Decision(classes, _in_255ths(uncertainty.certainty(scores[:, -1])))
+def _scores(planes):
+  logits: Any = jnp.moveaxis(planes[:, :-1], 1, -1)
+  return Scores(logits, planes[:, -1])
+
+
+def _above_first(logits):
+  """A plane less to resize than the logits, and the same class is the highest."""
+  return logits[..., 1:] - logits[..., :1]
+
+
+def _decision(planes):
+  first = jnp.zeros_like(planes[:, :1])
+  classes: Any = highest(jnp.concatenate([first, planes[:, :-1]], axis=1)).astype(jnp.uint8)
+  return Decision(classes, _in_255ths(uncertainty.certainty(planes[:, -1])))
+
+
+_SCORES = _Use(lambda logits: logits, _scores)
+_DECISION = _Use(_above_first, _decision)
 
 
 def _in_255ths(share):
