@@ -192,9 +192,10 @@ def _filled(values):
 
 
 def _at_own_size(logits, sigma, extents, sizes, rows, *, full_shape, use):
+  # Of the batch only these, before anything is made of the others.
+  logits, sigma, extents, sizes = (column[rows] for column in (logits, sigma, extents, sizes))
   planes = jnp.concatenate([use.needs(logits), sigma[..., None]], axis=-1)
-  strips = in_strips(use.makes, planes[rows], extents[rows], sizes[rows], full_shape)
-  return jax.tree.map(joined, strips)
+  return jax.tree.map(joined, in_strips(use.makes, planes, extents, sizes, full_shape))
 
 
 class _Use(NamedTuple):
