@@ -80,7 +80,7 @@ def predict_bands(
 
 
 def tile_predictor(predict_fn: PredictFn) -> Callable:
-  """Compiles a network for `predict_bands`.
+  """Compiles a network for images of the canvas's size: windows, or whole photos fitted to it.
 
   Args:
     predict_fn: (state, batch as from `augment.prepare`) -> (logits float32 [batch, height,
